@@ -1,0 +1,17 @@
+/*
+ * guard.h
+ *		A home's side of a session that was opened by a gateway.
+ */
+#ifndef RESIDENCY_GUARD_H
+#define RESIDENCY_GUARD_H
+
+#include "residency.h"
+
+/* name of the gateway that opened this session, NULL in a session of a client */
+extern const char *residency_session_gateway(void);
+
+/* installs the executor, planner and utility hooks (session role, statement ends,
+ * error texts); saves and calls whatever was installed before */
+extern void residency_guard_init(void);
+
+#endif							/* RESIDENCY_GUARD_H */

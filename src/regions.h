@@ -1,0 +1,70 @@
+/*
+ * regions.h
+ *		What this database knows of itself, of the other regions, and of its tables.
+ *
+ * All of it is read from the extension's catalog tables and cached in the backend;
+ * a trigger on each of those tables sends a relation invalidation, which empties
+ * the cache.  Pointers returned here stay valid until the next call that may
+ * accept invalidations (opening a relation, starting a command): copy what you keep.
+ */
+#ifndef RESIDENCY_REGIONS_H
+#define RESIDENCY_REGIONS_H
+
+#include "residency.h"
+
+#include "nodes/pg_list.h"
+
+/* this database's own row in residency.self */
+typedef struct ResidencySelf
+{
+	char		region[NAMEDATALEN];	/* own region's name */
+	int			number;			/* 1..64, for sequences */
+	int64		deployment;		/* same in all regions of one deployment */
+	int64		incarnation;	/* 64 random bits, see residency.renew() */
+} ResidencySelf;
+
+typedef enum ResidencyTableKind
+{
+	RESIDENCY_GLOBAL = 'g',
+	RESIDENCY_RESIDENT = 'r'
+} ResidencyTableKind;
+
+/* one row of residency.rule: a declared table (the parent, for a resident one) */
+typedef struct TableRule
+{
+	Oid			relid;			/* hash key */
+	ResidencyTableKind kind;
+	AttrNumber	region_attno;	/* column that names each row's home */
+	int			nkeys;			/* resident: columns of the directory's key;
+								 * global: columns of the primary key */
+	AttrNumber	keys[INDEX_MAX_KEYS];	/* attnums in relid, in index order */
+	Oid			directory;		/* resident: the global table that knows each key's
+								 * home, InvalidOid if none; global: InvalidOid */
+	bool		is_directory;	/* global: some resident table names it */
+} TableRule;
+
+/* NULL before residency.init(), or outside of a database with the extension */
+extern const ResidencySelf *residency_self(void);
+
+/* the rule of a declared table, NULL for any other; a partition is looked up by
+ * its parent with residency_partition_rule */
+extern const TableRule *residency_table_rule(Oid relid);
+
+/* the rule of the resident table that relid is a partition of, or NULL */
+extern const TableRule *residency_partition_rule(Oid relid);
+
+/* OIDs of the foreign servers of all other joined regions, by region name */
+extern List *residency_other_servers(void);
+
+/* name of the region behind one of our foreign servers: the server's own name */
+extern char *residency_server_region(Oid serverid);
+
+/* server of that region, InvalidOid if it is this one; throws 08000-class hint if unknown */
+extern Oid	residency_region_server(const char *region);
+
+/* true if some table is declared global: a cheap test before looking closer */
+extern bool residency_any_global(void);
+
+extern void residency_regions_init(void);	/* registers invalidation callbacks */
+
+#endif							/* RESIDENCY_REGIONS_H */

@@ -1,0 +1,49 @@
+/*
+ * residency.h
+ *		Words and settings that every part shares.
+ *
+ * A "region" is one PostgreSQL database; the "gateway" is the region that the
+ * client is connected to; the "home" of a row is the region that stores it.
+ * DESIGN's section 1 has the full table of words.
+ */
+#ifndef RESIDENCY_H
+#define RESIDENCY_H
+
+#include "postgres.h"
+
+#include "compat.h"
+#include "fmgr.h"
+
+/* schema of everything that the extension makes */
+#define RESIDENCY_SCHEMA "residency"
+
+/* name of the foreign data wrapper; its servers are the other regions */
+#define RESIDENCY_WRAPPER "residency"
+
+/*
+ * Name of the foreign key from a home partition to its directory.  The same
+ * for all resident tables, so that one SET CONSTRAINTS checks them all.
+ */
+#define RESIDENCY_HOME_CONSTRAINT "residency_home"
+
+/* most regions that one transaction can involve; DESIGN asks for 64 */
+#define RESIDENCY_MAX_REGIONS 64
+
+/* settings, see settings.c and docs/settings.md */
+extern int	residency_commit_wait;	/* ResidencyCommitWait */
+extern int	residency_commit_timeout;	/* ms */
+extern int	residency_connect_timeout;	/* ms */
+extern int	residency_doubt_timeout;	/* ms */
+extern int	residency_fetch_bytes;	/* kB wanted per FETCH */
+extern int	residency_home_wait;	/* ms */
+extern int	residency_lock_timeout; /* ms */
+
+typedef enum ResidencyCommitWait
+{
+	RESIDENCY_COMMIT_DECIDED,	/* return once the decision is durable */
+	RESIDENCY_COMMIT_APPLIED	/* return once every region has applied it */
+} ResidencyCommitWait;
+
+extern void residency_define_settings(void);
+
+#endif							/* RESIDENCY_H */
