@@ -1,0 +1,501 @@
+/*
+ * regions.c
+ *		Cache of what the catalog tables say: this region, the others, the tables.
+ *
+ * Everything is loaded at once (a deployment has at most 64 regions, and declared
+ * tables by the dozen), and thrown away at once.  Two kinds of events make it
+ * stale: the statement trigger residency.invalidate() on the catalog tables, and
+ * changes of a declared table itself (a renamed column, a new partition), since
+ * attribute numbers and partitions are resolved while loading.
+ *
+ * Loading reads with a fresh catalog snapshot, so a transaction sees its own
+ * changes after a command counter increment, and takes no lock on the declared
+ * tables: planning a query must not wait for DDL on a table that it does not use.
+ */
+#include "residency.h"
+
+#include "access/genam.h"
+#include "access/htup_details.h"
+#include "access/table.h"
+#include "access/xact.h"
+#include "catalog/namespace.h"
+#include "catalog/partition.h"
+#include "catalog/pg_class.h"
+#include "catalog/pg_foreign_server.h"
+#include "catalog/pg_index.h"
+#include "catalog/pg_inherits.h"
+#include "catalog/pg_namespace.h"
+#include "foreign/foreign.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+#include "utils/fmgroids.h"
+#include "utils/inval.h"
+#include "utils/lsyscache.h"
+#include "utils/memutils.h"
+#include "utils/rel.h"
+#include "utils/syscache.h"
+
+#include "regions.h"
+#include "regions_internal.h"
+
+/* a partition of a resident table, with attribute numbers as the partition has them */
+typedef struct PartitionRule
+{
+	Oid			relid;			/* hash key */
+	TableRule	rule;
+} PartitionRule;
+
+/*
+ * All state of this file.  "context" holds everything that is pointed to here.
+ */
+static struct
+{
+	MemoryContext context;
+	bool		loaded;			/* false: load before use */
+	bool		present;		/* the extension's tables exist in this database */
+	Oid			self_relid;
+	Oid			region_relid;
+	Oid			rule_relid;
+	bool		have_self;
+	ResidencySelf self;
+	List	   *regions;		/* names of the others (char *), sorted by name */
+	List	   *servers;		/* their servers; NIL until servers_valid */
+	bool		servers_valid;
+	HTAB	   *rules;			/* TableRule */
+	HTAB	   *partitions;		/* PartitionRule */
+	bool		any_global;
+} cache;
+
+/*
+ * Any relation cache invalidation that may concern us makes the cache stale.
+ * While the extension is absent every one may: it could be its creation.
+ */
+static void
+relation_changed(Datum arg, Oid relid)
+{
+	if (!cache.loaded)
+		return;
+	if (!OidIsValid(relid) || !cache.present ||
+		relid == cache.self_relid || relid == cache.region_relid ||
+		relid == cache.rule_relid ||
+		hash_search(cache.rules, &relid, HASH_FIND, NULL) != NULL ||
+		hash_search(cache.partitions, &relid, HASH_FIND, NULL) != NULL)
+		cache.loaded = false;
+}
+
+/* A server was made, renamed or dropped: only the list of their OIDs is redone. */
+static void
+server_changed(Datum arg, int cacheid, uint32 hashvalue)
+{
+	cache.servers_valid = false;
+}
+
+/* Registers the callbacks; called once per backend from _PG_init. */
+void
+residency_regions_init(void)
+{
+	CacheRegisterRelcacheCallback(relation_changed, (Datum) 0);
+	CacheRegisterSyscacheCallback(FOREIGNSERVEROID, server_changed, (Datum) 0);
+}
+
+/* Reads the one row of residency.self, if init() has put it there. */
+static void
+load_self(void)
+{
+	Relation	rel = table_open(cache.self_relid, AccessShareLock);
+	SysScanDesc scan = systable_beginscan(rel, InvalidOid, false, NULL, 0, NULL);
+	HeapTuple	tuple = systable_getnext(scan);
+
+	if (HeapTupleIsValid(tuple))
+	{
+		TupleDesc	desc = RelationGetDescr(rel);
+		bool		isnull;
+
+		strlcpy(cache.self.region,
+				NameStr(*DatumGetName(heap_getattr(tuple, 1, desc, &isnull))),
+				NAMEDATALEN);
+		cache.self.number = DatumGetInt32(heap_getattr(tuple, 2, desc, &isnull));
+		cache.self.deployment = DatumGetInt64(heap_getattr(tuple, 3, desc, &isnull));
+		cache.self.incarnation = DatumGetInt64(heap_getattr(tuple, 4, desc, &isnull));
+		cache.have_self = true;
+	}
+	systable_endscan(scan);
+	table_close(rel, AccessShareLock);
+}
+
+/* list_sort comparator: names in byte order, the same in every region */
+static int
+compare_names(const ListCell *a, const ListCell *b)
+{
+	return strcmp(lfirst(a), lfirst(b));
+}
+
+/* Collects the names of all regions but this one. */
+static void
+load_regions(void)
+{
+	Relation	rel = table_open(cache.region_relid, AccessShareLock);
+	SysScanDesc scan = systable_beginscan(rel, InvalidOid, false, NULL, 0, NULL);
+	HeapTuple	tuple;
+
+	while (HeapTupleIsValid(tuple = systable_getnext(scan)))
+	{
+		bool		isnull;
+		Name		name = DatumGetName(heap_getattr(tuple, 1, RelationGetDescr(rel), &isnull));
+		MemoryContext old;
+
+		if (cache.have_self && strcmp(NameStr(*name), cache.self.region) == 0)
+			continue;
+		old = MemoryContextSwitchTo(cache.context);
+		cache.regions = lappend(cache.regions, pstrdup(NameStr(*name)));
+		MemoryContextSwitchTo(old);
+	}
+	systable_endscan(scan);
+	table_close(rel, AccessShareLock);
+	list_sort(cache.regions, compare_names);
+}
+
+/*
+ * Primary key columns of a global table, looked up in pg_index without opening
+ * the table.
+ */
+static void
+load_primary_key(TableRule *rule)
+{
+	Relation	rel = table_open(IndexRelationId, AccessShareLock);
+	ScanKeyData key;
+	SysScanDesc scan;
+	HeapTuple	tuple;
+
+	ScanKeyInit(&key, Anum_pg_index_indrelid, BTEqualStrategyNumber, F_OIDEQ,
+				ObjectIdGetDatum(rule->relid));
+	scan = systable_beginscan(rel, IndexIndrelidIndexId, true, NULL, 1, &key);
+	while (HeapTupleIsValid(tuple = systable_getnext(scan)))
+	{
+		Form_pg_index index = (Form_pg_index) GETSTRUCT(tuple);
+
+		if (!index->indisprimary || !index->indisvalid)
+			continue;
+		rule->nkeys = index->indnkeyatts;
+		for (int i = 0; i < index->indnkeyatts; i++)
+			rule->keys[i] = index->indkey.values[i];
+	}
+	systable_endscan(scan);
+	table_close(rel, AccessShareLock);
+}
+
+/* Resolves the key columns of a resident table; false if one has gone. */
+static bool
+load_key_columns(TableRule *rule, Datum names)
+{
+	Datum	   *columns;
+	int			n;
+
+	deconstruct_array(DatumGetArrayTypeP(names), NAMEOID, NAMEDATALEN, false,
+					  TYPALIGN_CHAR, &columns, NULL, &n);
+	if (n > INDEX_MAX_KEYS)
+		return false;
+	rule->nkeys = n;
+	for (int i = 0; i < n; i++)
+	{
+		rule->keys[i] = get_attnum(rule->relid, NameStr(*DatumGetName(columns[i])));
+		if (rule->keys[i] <= 0)
+			return false;
+	}
+	return true;
+}
+
+/* Notes a partition of a resident table, translating column numbers by name. */
+static void
+load_partition(const TableRule *parent, Oid relid)
+{
+	PartitionRule *entry;
+	bool		found;
+
+	entry = hash_search(cache.partitions, &relid, HASH_ENTER, &found);
+	entry->rule = *parent;
+	entry->rule.region_attno =
+		get_attnum(relid, get_attname(parent->relid, parent->region_attno, false));
+	for (int i = 0; i < parent->nkeys; i++)
+		entry->rule.keys[i] =
+			get_attnum(relid, get_attname(parent->relid, parent->keys[i], false));
+}
+
+/*
+ * Turns one row of residency.rule into a cache entry.  A row whose table or
+ * column has gone is passed over: verify() reports it, and a table without a
+ * rule is closed.
+ */
+static void
+load_rule(HeapTuple tuple, TupleDesc desc)
+{
+	TableRule	rule = {0};
+	TableRule  *entry;
+	bool		isnull;
+	Datum		value;
+
+	rule.relid = DatumGetObjectId(heap_getattr(tuple, 1, desc, &isnull));
+	rule.kind = (ResidencyTableKind) DatumGetChar(heap_getattr(tuple, 2, desc, &isnull));
+	if (!SearchSysCacheExists1(RELOID, ObjectIdGetDatum(rule.relid)))
+		return;
+	rule.region_attno =
+		get_attnum(rule.relid,
+				   NameStr(*DatumGetName(heap_getattr(tuple, 3, desc, &isnull))));
+	if (rule.region_attno <= 0)
+		return;
+
+	if (rule.kind == RESIDENCY_GLOBAL)
+	{
+		load_primary_key(&rule);
+		cache.any_global = true;
+	}
+	else
+	{
+		value = heap_getattr(tuple, 4, desc, &isnull);
+		if (!isnull && !load_key_columns(&rule, value))
+			return;
+		value = heap_getattr(tuple, 5, desc, &isnull);
+		rule.directory = isnull ? InvalidOid : DatumGetObjectId(value);
+	}
+	entry = hash_search(cache.rules, &rule.relid, HASH_ENTER, NULL);
+	*entry = rule;
+
+	if (rule.kind == RESIDENCY_RESIDENT)
+	{
+		List	   *children = find_inheritance_children(rule.relid, NoLock);
+		ListCell   *lc;
+
+		foreach(lc, children)
+			load_partition(&rule, lfirst_oid(lc));
+		list_free(children);
+	}
+}
+
+/* Reads residency.rule, then marks the directories. */
+static void
+load_rules(void)
+{
+	Relation	rel = table_open(cache.rule_relid, AccessShareLock);
+	SysScanDesc scan = systable_beginscan(rel, InvalidOid, false, NULL, 0, NULL);
+	HeapTuple	tuple;
+	HASH_SEQ_STATUS status;
+	TableRule  *rule;
+
+	while (HeapTupleIsValid(tuple = systable_getnext(scan)))
+		load_rule(tuple, RelationGetDescr(rel));
+	systable_endscan(scan);
+	table_close(rel, AccessShareLock);
+
+	hash_seq_init(&status, cache.rules);
+	while ((rule = hash_seq_search(&status)) != NULL)
+	{
+		TableRule  *directory;
+
+		if (!OidIsValid(rule->directory))
+			continue;
+		directory = hash_search(cache.rules, &rule->directory, HASH_FIND, NULL);
+		if (directory != NULL)
+			directory->is_directory = true;
+	}
+}
+
+/* A hash table keyed by OID in the cache's context. */
+static HTAB *
+make_hash(const char *name, Size entrysize)
+{
+	HASHCTL		ctl = {0};
+
+	ctl.keysize = sizeof(Oid);
+	ctl.entrysize = entrysize;
+	ctl.hcxt = cache.context;
+	return hash_create(name, 64, &ctl, HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
+}
+
+/* Empties the cache and forgets where the catalog tables are. */
+static void
+empty_cache(void)
+{
+	if (cache.context == NULL)
+		cache.context = AllocSetContextCreate(CacheMemoryContext, "residency regions",
+											  ALLOCSET_SMALL_SIZES);
+	else
+		MemoryContextReset(cache.context);
+	cache.present = false;
+	cache.have_self = false;
+	cache.regions = NIL;
+	cache.servers = NIL;
+	cache.servers_valid = false;
+	cache.any_global = false;
+	cache.rules = make_hash("residency rules", sizeof(TableRule));
+	cache.partitions = make_hash("residency partitions", sizeof(PartitionRule));
+}
+
+/*
+ * Brings the cache up to date.  Outside of a running transaction nothing can be
+ * read, so what is there, stale or not, has to do.
+ *
+ * An invalidation that arrives while loading clears "loaded" behind our back, so
+ * it is set first: then the next caller loads again.  An error while loading
+ * leaves the cache marked stale.
+ */
+static void
+ensure_loaded(void)
+{
+	if (cache.loaded || !IsTransactionState())
+		return;
+
+	empty_cache();
+	AcceptInvalidationMessages();
+	PG_TRY();
+	{
+		Oid			schema = get_namespace_oid(RESIDENCY_SCHEMA, true);
+
+		cache.loaded = true;
+		if (OidIsValid(schema))
+		{
+			cache.self_relid = get_relname_relid("self", schema);
+			cache.region_relid = get_relname_relid("region", schema);
+			cache.rule_relid = get_relname_relid("rule", schema);
+			if (OidIsValid(cache.self_relid) && OidIsValid(cache.region_relid) &&
+				OidIsValid(cache.rule_relid))
+			{
+				cache.present = true;
+				load_self();
+				load_regions();
+				load_rules();
+			}
+		}
+	}
+	PG_CATCH();
+	{
+		cache.loaded = false;
+		PG_RE_THROW();
+	}
+	PG_END_TRY();
+}
+
+/* This database's own row, NULL before residency.init(). */
+const ResidencySelf *
+residency_self(void)
+{
+	ensure_loaded();
+	return cache.context != NULL && cache.have_self ? &cache.self : NULL;
+}
+
+/* The rule of a declared table, NULL for any other. */
+const TableRule *
+residency_table_rule(Oid relid)
+{
+	ensure_loaded();
+	if (cache.context == NULL)
+		return NULL;
+	return hash_search(cache.rules, &relid, HASH_FIND, NULL);
+}
+
+/* The rule of the resident table that relid is a partition of, or NULL. */
+const TableRule *
+residency_partition_rule(Oid relid)
+{
+	PartitionRule *entry;
+
+	ensure_loaded();
+	if (cache.context == NULL)
+		return NULL;
+	entry = hash_search(cache.partitions, &relid, HASH_FIND, NULL);
+	return entry != NULL ? &entry->rule : NULL;
+}
+
+/*
+ * Servers of all other regions, by region name.  A region whose server somebody
+ * dropped is missing from the list; requests to it fail by name instead.
+ */
+List *
+residency_other_servers(void)
+{
+	ensure_loaded();
+	if (cache.context == NULL)
+		return NIL;
+	if (!cache.servers_valid && IsTransactionState())
+	{
+		List	   *servers = NIL;
+		ListCell   *lc;
+
+		/* looked up first, since each look-up may accept invalidations */
+		cache.servers_valid = true;
+		foreach(lc, cache.regions)
+		{
+			Oid			serverid = get_foreign_server_oid(lfirst(lc), true);
+			MemoryContext old;
+
+			if (!OidIsValid(serverid))
+				continue;
+			old = MemoryContextSwitchTo(cache.context);
+			servers = lappend_oid(servers, serverid);
+			MemoryContextSwitchTo(old);
+		}
+		cache.servers = servers;
+	}
+	return cache.servers;
+}
+
+/* Name of the region behind one of our servers, palloc'd. */
+char *
+residency_server_region(Oid serverid)
+{
+	return pstrdup(GetForeignServer(serverid)->servername);
+}
+
+/*
+ * Server of that region, InvalidOid if it is this one.  Throws if no region of
+ * that name has joined.
+ */
+Oid
+residency_region_server(const char *region)
+{
+	const ResidencySelf *self = residency_self();
+	ListCell   *lc;
+
+	if (self == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("this database is not a region yet"),
+				 errhint("Run SELECT residency.init('name-of-this-region') first.")));
+	if (strcmp(region, self->region) == 0)
+		return InvalidOid;
+	foreach(lc, cache.regions)
+	{
+		Oid			serverid;
+
+		if (strcmp(region, lfirst(lc)) != 0)
+			continue;
+		serverid = get_foreign_server_oid(region, true);
+		if (OidIsValid(serverid))
+			return serverid;
+		ereport(ERROR,
+				(errcode(ERRCODE_CONNECTION_DOES_NOT_EXIST),
+				 errmsg("the foreign server of region \"%s\" does not exist", region),
+				 errhint("Run CREATE SERVER %s FOREIGN DATA WRAPPER residency OPTIONS (host '...', port '...', dbname '...').",
+						 quote_identifier(region))));
+	}
+	ereport(ERROR,
+			(errcode(ERRCODE_CONNECTION_DOES_NOT_EXIST),
+			 errmsg("region \"%s\" is not known here", region),
+			 errhint("SELECT name FROM residency.regions lists the regions; residency.add_region() joins another one.")));
+	return InvalidOid;			/* keep compiler quiet */
+}
+
+/* True if some table is declared global. */
+bool
+residency_any_global(void)
+{
+	ensure_loaded();
+	return cache.context != NULL && cache.any_global;
+}
+
+/* Names of all other regions, in the order of residency_other_servers. */
+List *
+residency_other_regions(void)
+{
+	ensure_loaded();
+	return cache.context != NULL ? cache.regions : NIL;
+}

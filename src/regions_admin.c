@@ -1,0 +1,221 @@
+/*
+ * regions_admin.c
+ *		One SQL text in many regions, side by side, in one distributed transaction.
+ *
+ * residency.ask() is what the SQL functions of this part are built on: it queues a
+ * statement on the admin connections of the regions named, runs it in this region
+ * meanwhile if that is among them, and returns all rows as text.  The functions
+ * that change regions and tables thus have the same shape: one step that every
+ * region performs from its own catalogs, asked of all of them in one round trip.
+ */
+#include "residency.h"
+
+#include "catalog/pg_type.h"
+#include "catalog/pg_user_mapping.h"
+#include "executor/spi.h"
+#include "foreign/foreign.h"
+#include "funcapi.h"
+#include "miscadmin.h"
+#include "utils/acl.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+#include "utils/syscache.h"
+#include "utils/tuplestore.h"
+
+#include "regions.h"
+#include "regions_internal.h"
+
+PG_FUNCTION_INFO_V1(residency_ask);
+
+/* one region's part of residency.ask(); request is NULL for this region itself */
+typedef struct AskedRegion
+{
+	char	   *name;
+	RemoteRequest *request;
+} AskedRegion;
+
+/* Throws unless the current user is a superuser. */
+void
+residency_require_superuser(const char *what)
+{
+	if (!superuser())
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("must be superuser to %s", what)));
+}
+
+/*
+ * The admin connection to a region, made with the current user's own mapping: a
+ * PUBLIC mapping is the gateway's and has no business with DDL.  With joined
+ * false the server may be one that is not in the catalog yet.
+ */
+RemoteRegion *
+residency_admin_connection(const char *region, bool joined)
+{
+	Oid			serverid = joined ? residency_region_server(region) :
+		get_foreign_server_oid(region, false);
+
+	if (!SearchSysCacheExists2(USERMAPPINGUSERSERVER,
+							   ObjectIdGetDatum(GetUserId()),
+							   ObjectIdGetDatum(serverid)))
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("role \"%s\" has no admin mapping for region \"%s\"",
+						GetUserNameFromId(GetUserId(), false), region),
+				 errdetail("Changes of regions and tables use the mapping of the current user, not that of the gateway."),
+				 errhint("Run CREATE USER MAPPING FOR CURRENT_USER SERVER %s OPTIONS (user '...', password '...') with a superuser of that region.",
+						 quote_identifier(region))));
+	return residency_remote_admin(serverid, joined);
+}
+
+/* Adds a row (region, values) to the result. */
+static void
+put_row(ReturnSetInfo *rsinfo, const char *region, int n, char **values)
+{
+	Datum	   *items = palloc(sizeof(Datum) * Max(n, 1));
+	bool	   *nulls = palloc(sizeof(bool) * Max(n, 1));
+	int			dims[1] = {n};
+	int			lbounds[1] = {1};
+	Datum		row[2];
+	bool		rownulls[2] = {false, false};
+	NameData	name;
+
+	for (int i = 0; i < n; i++)
+	{
+		nulls[i] = values[i] == NULL;
+		items[i] = nulls[i] ? (Datum) 0 : CStringGetTextDatum(values[i]);
+	}
+	namestrcpy(&name, region);
+	row[0] = NameGetDatum(&name);
+	row[1] = PointerGetDatum(n == 0 ? construct_empty_array(TEXTOID) :
+							 construct_md_array(items, nulls, 1, dims, lbounds, TEXTOID,
+												-1, false, TYPALIGN_INT));
+	tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, row, rownulls);
+}
+
+/* Runs the statement in this region, and collects its rows if any. */
+static void
+ask_here(ReturnSetInfo *rsinfo, const char *region, const char *sql, int nparams,
+		 char **params)
+{
+	Oid		   *types = palloc(sizeof(Oid) * Max(nparams, 1));
+	Datum	   *values = palloc(sizeof(Datum) * Max(nparams, 1));
+	char	   *nulls = palloc(nparams + 1);
+	int			rc;
+
+	for (int i = 0; i < nparams; i++)
+	{
+		types[i] = TEXTOID;
+		nulls[i] = params[i] == NULL ? 'n' : ' ';
+		values[i] = params[i] == NULL ? (Datum) 0 : CStringGetTextDatum(params[i]);
+	}
+	if ((rc = SPI_connect()) != SPI_OK_CONNECT)
+		elog(ERROR, "SPI_connect: %s", SPI_result_code_string(rc));
+	rc = SPI_execute_with_args(sql, nparams, types, values, nulls, false, 0);
+	if (rc < 0)
+		elog(ERROR, "SPI_execute_with_args: %s", SPI_result_code_string(rc));
+	if (SPI_tuptable != NULL)
+	{
+		TupleDesc	desc = SPI_tuptable->tupdesc;
+		char	  **row = palloc(sizeof(char *) * Max(desc->natts, 1));
+
+		for (uint64 i = 0; i < SPI_processed; i++)
+		{
+			for (int col = 0; col < desc->natts; col++)
+				row[col] = SPI_getvalue(SPI_tuptable->vals[i], desc, col + 1);
+			put_row(rsinfo, region, desc->natts, row);
+		}
+	}
+	SPI_finish();
+}
+
+/* Collects the rows of another region's answer. */
+static void
+put_answer(ReturnSetInfo *rsinfo, const char *region, PGresult *res)
+{
+	int			n = PQnfields(res);
+	char	  **row = palloc(sizeof(char *) * Max(n, 1));
+
+	for (int i = 0; i < PQntuples(res); i++)
+	{
+		for (int col = 0; col < n; col++)
+			row[col] = PQgetisnull(res, i, col) ? NULL : PQgetvalue(res, i, col);
+		put_row(rsinfo, region, n, row);
+	}
+}
+
+/* Elements of a text or name array as C strings, NULL for SQL NULL. */
+static char **
+array_strings(ArrayType *array, Oid type, int *n)
+{
+	Datum	   *items;
+	bool	   *nulls;
+	char	  **strings;
+
+	if (type == NAMEOID)
+		deconstruct_array(array, NAMEOID, NAMEDATALEN, false, TYPALIGN_CHAR,
+						  &items, &nulls, n);
+	else
+		deconstruct_array(array, TEXTOID, -1, false, TYPALIGN_INT, &items, &nulls, n);
+	strings = palloc(sizeof(char *) * Max(*n, 1));
+	for (int i = 0; i < *n; i++)
+	{
+		if (nulls[i])
+			strings[i] = NULL;
+		else if (type == NAMEOID)
+			strings[i] = pstrdup(NameStr(*DatumGetName(items[i])));
+		else
+			strings[i] = TextDatumGetCString(items[i]);
+	}
+	return strings;
+}
+
+/*
+ * residency.ask(regions name[], statement text, parameters text[], deferred
+ * boolean, joined boolean) returns the rows of the statement in each region as
+ * text.  A deferred one returns nothing from other regions, and does not wait for
+ * them.  Parameters are text here and must be cast in the statement, which makes
+ * their type the same whether it runs here or elsewhere.
+ */
+Datum
+residency_ask(PG_FUNCTION_ARGS)
+{
+	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
+	const ResidencySelf *self = residency_self();
+	char	   *own = self != NULL ? pstrdup(self->region) : NULL;
+	char	   *sql = text_to_cstring(PG_GETARG_TEXT_PP(1));
+	bool		deferred = PG_GETARG_BOOL(3);
+	bool		joined = PG_GETARG_BOOL(4);
+	int			nregions;
+	int			nparams;
+	char	  **names = array_strings(PG_GETARG_ARRAYTYPE_P(0), NAMEOID, &nregions);
+	char	  **params = array_strings(PG_GETARG_ARRAYTYPE_P(2), TEXTOID, &nparams);
+	AskedRegion *asked = palloc0(sizeof(AskedRegion) * Max(nregions, 1));
+
+	InitMaterializedSRF(fcinfo, 0);
+	for (int i = 0; i < nregions; i++)
+	{
+		asked[i].name = names[i];
+		if (names[i] == NULL || (own != NULL && strcmp(names[i], own) == 0))
+			continue;
+		asked[i].request =
+			residency_remote_send(residency_admin_connection(names[i], joined),
+								  GetUserId(), sql, nparams,
+								  (const char *const *) params,
+								  REMOTE_WRITES | REMOTE_AS_GATEWAY |
+								  (deferred ? REMOTE_DEFERRED : 0), -1);
+	}
+	residency_remote_flush();
+
+	for (int i = 0; i < nregions; i++)
+		if (asked[i].request == NULL && asked[i].name != NULL)
+			ask_here(rsinfo, asked[i].name, sql, nparams, params);
+	for (int i = 0; i < nregions && !deferred; i++)
+	{
+		if (asked[i].request == NULL)
+			continue;
+		put_answer(rsinfo, asked[i].name, residency_remote_wait(asked[i].request));
+		residency_remote_release(asked[i].request);
+	}
+	return (Datum) 0;
+}

@@ -1,0 +1,32 @@
+/*
+ * regions_internal.h
+ *		What the files of the regions part share among themselves.
+ *
+ * regions.c			cache of the catalog tables
+ * regions_trigger.c	triggers: invalidation, no change of a row's region
+ * regions_admin.c		one SQL text in many regions, on the admin connections
+ * regions_everywhere.c	residency.run_everywhere: splitting and refusing
+ * regions_secret.c		roles and user mappings with secrets, that no SQL text holds
+ * regions_check.c		connection strings, and whether a server answers
+ */
+#ifndef RESIDENCY_REGIONS_INTERNAL_H
+#define RESIDENCY_REGIONS_INTERNAL_H
+
+#include "residency.h"
+
+#include "nodes/pg_list.h"
+#include "remote.h"
+
+/* names (char *) of all other regions in byte order; same life as the rest of regions.h */
+extern List *residency_other_regions(void);
+
+/* throws 42501 unless the current user is a superuser; "what" completes "to ..." */
+extern void residency_require_superuser(const char *what);
+
+/*
+ * The admin connection of another region for the current user.  Throws 42501 with
+ * a hint if the user has no mapping of his own for its server.
+ */
+extern RemoteRegion *residency_admin_connection(const char *region, bool joined);
+
+#endif							/* RESIDENCY_REGIONS_INTERNAL_H */
