@@ -20,6 +20,7 @@
 #include "residency.h"
 #include "remote.h"
 
+#include "executor/execdesc.h"
 #include "executor/tuptable.h"
 #include "foreign/fdwapi.h"
 #include "lib/stringinfo.h"
