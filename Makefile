@@ -26,6 +26,6 @@ include $(PGXS)
 $(OBJS): $(wildcard src/*.h)
 
 sql/$(EXTENSION)--$(EXTVERSION).sql: $(SQL_PARTS)
-	{ echo '\echo Use "CREATE EXTENSION residency" to load this file. \quit'; cat $(SQL_PARTS); } > $@
+	{ printf '%s\n' '\echo Use "CREATE EXTENSION residency" to load this file. \quit'; cat $(SQL_PARTS); } > $@
 
 include test/test.mk
