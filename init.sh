@@ -166,7 +166,7 @@ fingerprint() {
 # Who may not write into PostgreSQL's directories gets a private copy of them:
 # the programs find their files relative to where they are.
 build() {
-	local wanted lines
+	local wanted lines version
 	find_postgres || die "PostgreSQL 15 was not found" "Set PG_CONFIG to its pg_config."
 	wanted=$(fingerprint)
 	if [ "$(cat "$DATA/built" 2>/dev/null)" = "$wanted $PGCONFIG" ] &&
@@ -188,7 +188,10 @@ build() {
 		wanted=$(fingerprint)
 	fi
 	SCRATCH=$(mktemp -d)
-	(cd "$ROOT" && tar -cf - --exclude='*.o' --exclude='*.so' Makefile residency.control src sql test/test.mk) |
+	# without what an earlier make left in the checkout
+	version=$(sed -n "s/^default_version *= *'\(.*\)'/\1/p" "$ROOT/residency.control")
+	(cd "$ROOT" && tar -cf - --exclude='*.o' --exclude='*.so' --exclude="residency--$version.sql" \
+		Makefile residency.control src sql test/test.mk) |
 		tar -xf - -C "$SCRATCH"
 	lines=$SCRATCH/make.log
 	if ! make -C "$SCRATCH" -j2 PG_CONFIG="$PGCONFIG" all install >"$lines" 2>&1; then
