@@ -248,8 +248,8 @@ make_data() {
 	fi
 	mkdir -p "$SOCKETS" "$DATA/log"
 	if [ ! -s "$PASSFILE" ]; then
-		(umask 077 && printf '%s\n' "*:*:*:postgres:$(random_password)" \
-			"*:*:*:$OWNER:$(random_password)" >"$PASSFILE.new")
+		(umask 077 && printf '%s\n' "*:*:*:postgres:${RESIDENCY_PASSWORD:-$(random_password)}" \
+			"*:*:*:$OWNER:${RESIDENCY_PASSWORD:-$(random_password)}" >"$PASSFILE.new")
 		mv "$PASSFILE.new" "$PASSFILE"
 	fi
 	[ "$(id -u)" -ne 0 ] || chown postgres: "$DATA" "$SOCKETS" "$DATA/log" "$PASSFILE" "$MARK"
@@ -335,14 +335,30 @@ stop_region() {
 
 # ---------------------------------------------------------------- contents
 
-# psql as the superuser of one region.  Inside a container the regions are other
-# machines, reached by name.
+# "host=... port=..." of a region.  RESIDENCY_HOSTS, a list like RESIDENCY_PORTS, is
+# set where the regions are other machines: in docker-compose.yml.
+host_of() {
+	local i hosts
+	if [ -z "${RESIDENCY_HOSTS:-}" ]; then
+		printf 'host=localhost port=%s' "$(port_of "$1")"
+		return
+	fi
+	IFS=, read -r -a hosts <<<"$RESIDENCY_HOSTS"
+	for i in "${!REGIONS[@]}"; do
+		[ "${REGIONS[$i]}" != "$1" ] || printf 'host=%s port=%s' "${hosts[$i]%:*}" "${hosts[$i]##*:}"
+	done
+}
+
+# How the other regions reach a region's database.
+address_of() { printf '%s dbname=%s' "$(host_of "$1")" "$DATABASE"; }
+
+# psql as the superuser of one region.
 admin() {
 	local region=$1 database=$2
 	shift 2
-	if [ -n "${RESIDENCY_COMPOSE:-}" ]; then
+	if [ -n "${RESIDENCY_HOSTS:-}" ]; then
 		PGPASSFILE=$PASSFILE "$BINDIR/psql" -X -q -v ON_ERROR_STOP=1 \
-			"host=$region port=5432 user=postgres dbname=$database" "$@"
+			"$(host_of "$region") user=postgres dbname=$database" "$@"
 	else
 		as_server "$BINDIR/psql" -X -q -v ON_ERROR_STOP=1 -h "$SOCKETS" -p "$(port_of "$region")" \
 			-U postgres -d "$database" "$@"
@@ -350,15 +366,6 @@ admin() {
 }
 
 ask() { admin "$1" "$2" -A -t -c "$3"; }
-
-# How the other regions, and this one, reach a region.
-address_of() {
-	if [ -n "${RESIDENCY_COMPOSE:-}" ]; then
-		printf 'host=%s port=5432 dbname=%s' "$1" "$DATABASE"
-	else
-		printf 'host=localhost port=%s dbname=%s' "$(port_of "$1")" "$DATABASE"
-	fi
-}
 
 make_database() {
 	local region=$1
@@ -497,6 +504,36 @@ client() {
 	exec "$BINDIR/psql" -h "$SOCKETS" -p "$(port_of "$region")" -U "$OWNER" -d "$DATABASE" "$@"
 }
 
+# The two halves of migrate for docker-compose.yml, where each server is a container
+# of its own: one region's server in the foreground, and what joins them all.
+serve() {
+	is_region "${1:-}" || die "serve which region?" "Regions: ${REGIONS[*]}"
+	find_postgres || die "PostgreSQL 15 was not found"
+	make_data
+	make_cluster "$1"
+	exec "$BINDIR/postgres" -D "$DATA/$1"
+}
+
+join() {
+	local region tries
+	find_postgres || die "PostgreSQL 15 was not found"
+	make_data
+	for region in "${REGIONS[@]}"; do
+		STEP="waiting for $region"
+		for ((tries = 0; ; tries++)); do
+			! ask "$region" postgres 'SELECT 1' >/dev/null 2>&1 || break
+			[ "$tries" -lt 60 ] || die "region $region does not answer" "$(ask "$region" postgres 'SELECT 1' 2>&1)"
+			sleep 1
+		done
+	done
+	CHANGED=0
+	for region in "${REGIONS[@]}"; do make_database "$region"; done
+	join_regions
+	apply_example
+	STEP=
+	[ "$CHANGED" -eq 1 ] || say "Everything is in place; nothing was changed."
+}
+
 usage() { sed -n '3,/^set -/{/^set -/d;s/^# \{0,1\}//;p}' "${BASH_SOURCE[0]}"; }
 
 COMMAND=${1:-help}
@@ -506,6 +543,7 @@ migrate | status | start | stop | destroy)
 	[ $# -eq 0 ] || die "$COMMAND takes no argument"
 	"$COMMAND" ;;
 psql) client "$@" ;;
+serve | join) "$COMMAND" "$@" ;;
 help | -h | --help) usage ;;
 *)
 	printf 'init.sh: unknown command "%s"\n\n' "$COMMAND" >&2
