@@ -101,16 +101,6 @@ SELECT residency.make_resident('shared.identity_details', 'region',
                                key => '{uuid}', directory => 'shared.identity');
 \endif
 
--- The owner reads its region's partition by name; USAGE on the regions'
--- schemas is all that this takes.
-SELECT pg_catalog.bool_or(NOT pg_catalog.has_schema_privilege('identity', name, 'USAGE')) AS missing
-  FROM residency.regions \gset
-\if :missing
-SELECT residency.run_everywhere(
-	pg_catalog.string_agg(pg_catalog.format('GRANT USAGE ON SCHEMA %I TO identity', name), '; '))
-  FROM residency.regions;
-\endif
-
 -- The lock row is homed where this script runs.
 INSERT INTO shared.hierarchy_lock (id, region, turn)
 SELECT 1, name, 0 FROM residency.regions WHERE home
