@@ -156,8 +156,7 @@ sub counts
 sub reset { my ($self) = @_; $self->command('reset'); return; }
 
 # Round trips that the client waited for while the code ran, which must speak to the gateway
-# through a client link; all earlier answers should be in.
-# In list context also the ms from the first request's first byte to its answer's last.
+# through a client link.  Begins when all earlier answers must be in.  In list context also the ms from the first request's first byte to its answer's last.
 sub waited
 {
 	my ($self, $code) = @_;
@@ -177,6 +176,7 @@ sub windows
 {
 	my ($self, $code) = @_;
 
+	until ($self->command('rest')) { sleep(0.01); }
 	$self->command('mark');
 	$code->();
 	return [ map { /trips=(\d+) ms=([\d.]+)/ ? { trips => $1, ms => $2 } : () } $self->command('waited') ];

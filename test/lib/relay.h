@@ -61,5 +61,6 @@ extern void watch_bytes(Watch *watch, int direction, const unsigned char *data, 
 extern void trips_mark(void);
 extern void trips_event(EventKind kind, int connection, int64_t now, int64_t round_trip);
 extern void trips_report(FILE *out);
+extern int64_t trips_last;		/* ns, when a region link was last used */
 
 #endif							/* RELAY_H */

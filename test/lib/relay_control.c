@@ -17,6 +17,8 @@
  *		counts NAME					connections NAME	a line for each link or open connection
  *		reset											all counts to zero
  *		mark						waited				begin and end a measurement (relay_watch.c)
+ *		rest											1 if no answer can be on its way any more: the links to
+ *													regions were silent for a round trip and a bit
  *		quit
  */
 #include "relay_links.h"
@@ -32,6 +34,7 @@
 
 #define MAX_WORDS	10
 #define MAX_LINE	8192
+#define REST_NS		50000000
 
 /* someone who gives commands */
 typedef struct Commander
@@ -258,6 +261,21 @@ add_link(FILE *out, int n, char **word)
 		fprintf(out, "ok %d\n", link->port);
 }
 
+/*
+ * True if the links to regions have been silent so long that whatever was asked
+ * there is answered, unless a server takes more than REST_NS for it.
+ */
+static bool
+at_rest(void)
+{
+	int64_t		longest = 0;
+
+	for (Link *link = links; link; link = link->next)
+		if (!link->client && link->delay[OUT] + link->delay[IN] > longest)
+			longest = link->delay[OUT] + link->delay[IN];
+	return relay_now() - trips_last > longest + REST_NS;
+}
+
 /* Obeys one line. */
 static void
 obey(FILE *out, char *line)
@@ -280,6 +298,11 @@ obey(FILE *out, char *line)
 	if (strcmp(word[0], "waited") == 0)
 	{
 		trips_report(out);
+		return;
+	}
+	if (strcmp(word[0], "rest") == 0)
+	{
+		fprintf(out, "ok %d\n", at_rest());
 		return;
 	}
 	if (strcmp(word[0], "quit") == 0)

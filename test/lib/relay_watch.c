@@ -68,6 +68,8 @@ typedef struct Event
 	int			count;			/* round trips that had to end before this output */
 } Event;
 
+int64_t		trips_last;
+
 static Event *events;
 static size_t nevents;
 static size_t maxevents;
@@ -177,6 +179,8 @@ trips_event(EventKind kind, int connection, int64_t now, int64_t round_trip)
 {
 	Event	   *e;
 
+	if (kind == EVENT_REQUEST || kind == EVENT_ANSWER)
+		trips_last = now;
 	if (!marked || overflown)
 		return;
 	if (nevents > 0)
