@@ -10,6 +10,8 @@
 
 #include "postgres.h"
 
+#include "replication/walsender_private.h"
+
 #if PG_VERSION_NUM < 150000 || PG_VERSION_NUM >= 190000
 #error "pg_residency builds with PostgreSQL 15 to 18"
 #endif
@@ -52,6 +54,70 @@
 #else
 #define COMPAT_RUN_ARGS QueryDesc *queryDesc, ScanDirection direction, uint64 count, bool execute_once
 #define COMPAT_RUN_PASS queryDesc, direction, count, execute_once
+#endif
+
+/* whether synchronous_standby_names demands anything; a set of flags in 18 and in newer
+ * minors of the others */
+#ifdef SYNC_STANDBY_DEFINED
+#define compat_sync_standbys_defined() ((WalSndCtl->sync_standbys_status & SYNC_STANDBY_DEFINED) != 0)
+#else
+#define compat_sync_standbys_defined() (WalSndCtl->sync_standbys_defined)
+#endif
+
+/* construct_array_builtin is new in 16; utils/array.h and catalog/pg_type.h needed */
+#if PG_VERSION_NUM >= 160000
+#define compat_text_array(datums, n) construct_array_builtin(datums, n, TEXTOID)
+#else
+#define compat_text_array(datums, n) construct_array(datums, n, TEXTOID, -1, false, TYPALIGN_INT)
+#endif
+
+/* the key that cancels this backend's statements; longer, and not used, since 18 */
+#if PG_VERSION_NUM >= 180000
+#define compat_cancel_key() 0
+#else
+#define compat_cancel_key() ((int32) MyCancelKey)
+#endif
+
+/* while this is set, SET ROLE does not ask for membership (a worker that repeats its
+ * leader's settings must not either); access/parallel.h needed */
+#define compat_bypass_role_membership InitializingParallelWorker
+
+/* a path key's direction became a CompareType in 18 */
+#if PG_VERSION_NUM >= 180000
+#define compat_pathkey_is_descending(key) ((key)->pk_cmptype == COMPARE_GT)
+#define COMPAT_ASCENDING COMPARE_LT
+#else
+#define compat_pathkey_is_descending(key) ((key)->pk_strategy == BTGreaterStrategyNumber)
+#define COMPAT_ASCENDING BTLessStrategyNumber
+#endif
+
+/* members of an equivalence class that stand for child relations moved to lists
+ * of their own in 18; the loop visits every member that may concern "relids" */
+#if PG_VERSION_NUM >= 180000
+#define compat_foreach_ec_member(member, ec, relids) \
+	EquivalenceMemberIterator member##_iterator; \
+	setup_eclass_member_iterator(&member##_iterator, ec, relids); \
+	while (((member) = eclass_member_iterator_next(&member##_iterator)) != NULL)
+#else
+#define compat_foreach_ec_member(member, ec, relids) \
+	for (int member##_i = 0; \
+		 member##_i < list_length((ec)->ec_members) && \
+		 ((member) = list_nth((ec)->ec_members, member##_i), true); \
+		 member##_i++)
+#endif
+
+/* helpers that print EXPLAIN properties have a header of their own since 18 */
+#if PG_VERSION_NUM >= 180000
+#define COMPAT_HAS_EXPLAIN_FORMAT 1
+#endif
+
+/* the same for taking one apart */
+#if PG_VERSION_NUM >= 160000
+#define compat_deconstruct_text_array(array, elements, n) \
+	deconstruct_array_builtin(array, TEXTOID, elements, NULL, n)
+#else
+#define compat_deconstruct_text_array(array, elements, n) \
+	deconstruct_array(array, TEXTOID, -1, false, TYPALIGN_INT, elements, NULL, n)
 #endif
 
 #endif							/* RESIDENCY_COMPAT_H */

@@ -1,0 +1,23 @@
+/*
+ * commit_internal.h
+ *		What the commit_* files share.
+ */
+#ifndef RESIDENCY_COMMIT_INTERNAL_H
+#define RESIDENCY_COMMIT_INTERNAL_H
+
+#include "remote_internal.h"
+
+/* commit_record.c */
+extern void residency_commit_make_gid(RemoteRegion *region, uint64 xid, int n);
+extern void residency_commit_arrays(RemoteRegion **regions, int n, char **gids, char **names);
+extern void residency_commit_record(uint64 xid, const char *gids, const char *names,
+									const uint64 *finished, int nfinished);
+extern void residency_commit_queue_participate(RemoteRegion *region, uint64 xid,
+											   const char *gids, const char *names);
+extern int	residency_spi_as_owner(const char *sql, int nargs, Oid *types, Datum *values,
+								   bool read_only);
+
+/* commit_statement.c */
+extern void residency_commit_statement_init(void);
+
+#endif							/* RESIDENCY_COMMIT_INTERNAL_H */

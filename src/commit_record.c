@@ -1,0 +1,221 @@
+/*
+ * commit_record.c
+ *		The rows of residency.transaction: the decision here, each part's trace there.
+ *
+ * A row at the origin, written by the committing transaction itself, is the decision.
+ * A row at a participant, written by its part, is visible once that part is committed:
+ * whoever sees one knows that the decision was to commit.
+ *
+ * Rows are written as the bootstrap superuser, since clients have no right on the table.
+ */
+#include "commit_internal.h"
+
+#include "access/xact.h"
+#include "catalog/pg_authid.h"
+#include "catalog/pg_type.h"
+#include "common/pg_prng.h"
+#include "executor/spi.h"
+#include "lib/stringinfo.h"
+#include "miscadmin.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+#include "utils/fmgroids.h"
+#include "utils/snapmgr.h"
+
+#include "guard.h"
+#include "regions.h"
+
+PG_FUNCTION_INFO_V1(residency_participate);
+PG_FUNCTION_INFO_V1(residency_forget);
+
+/*
+ * Runs one statement of the extension's own with the owner's rights; returns the SPI
+ * code.  SPI must be connected; the result is in SPI_tuptable.  Works in a read-only
+ * transaction only if read_only.
+ */
+int
+residency_spi_as_owner(const char *sql, int nargs, Oid *types, Datum *values, bool read_only)
+{
+	Oid			user;
+	int			context;
+	int			code;
+
+	GetUserIdAndSecContext(&user, &context);
+	SetUserIdAndSecContext(BOOTSTRAP_SUPERUSERID, context | SECURITY_LOCAL_USERID_CHANGE |
+						   SECURITY_NOFORCE_RLS);
+	code = SPI_execute_with_args(sql, nargs, types, values, NULL, read_only, 0);
+	SetUserIdAndSecContext(user, context);
+	if (code < 0)
+		elog(ERROR, "SPI failed with code %d", code);
+	return code;
+}
+
+/* gid of this transaction's part number n: unguessable, so nobody can occupy it */
+void
+residency_commit_make_gid(RemoteRegion *region, uint64 xid, int n)
+{
+	const ResidencySelf *self = residency_self();
+	uint32		random;
+
+	if (!pg_strong_random(&random, sizeof(random)))
+		ereport(ERROR,
+				(errcode(ERRCODE_INTERNAL_ERROR),
+				 errmsg("no random number could be made")));
+	snprintf(region->gid, sizeof(region->gid), "residency:%016llx:%llu:%d:%08x",
+			 (unsigned long long) self->incarnation, (unsigned long long) xid, n, random);
+}
+
+/* a text[] literal of C strings */
+static char *
+array_literal(int n, char **strings)
+{
+	Datum	   *datums = palloc(n * sizeof(Datum));
+
+	for (int i = 0; i < n; i++)
+		datums[i] = CStringGetTextDatum(strings[i]);
+	return OidOutputFunctionCall(F_ARRAY_OUT,
+								 PointerGetDatum(compat_text_array(datums, n)));
+}
+
+/* an xid8[] literal */
+static char *
+xids_literal(const uint64 *xids, int n)
+{
+	StringInfoData buf;
+
+	initStringInfo(&buf);
+	appendStringInfoChar(&buf, '{');
+	for (int i = 0; i < n; i++)
+		appendStringInfo(&buf, "%s" UINT64_FORMAT, i > 0 ? "," : "", xids[i]);
+	appendStringInfoChar(&buf, '}');
+	return buf.data;
+}
+
+/* literals of the parts' gids and regions' names, in the same order */
+void
+residency_commit_arrays(RemoteRegion **regions, int n, char **gids, char **names)
+{
+	char	  **strings = palloc(n * sizeof(char *));
+
+	for (int i = 0; i < n; i++)
+		strings[i] = regions[i]->gid;
+	*gids = array_literal(n, strings);
+	for (int i = 0; i < n; i++)
+		strings[i] = regions[i]->name;
+	*names = array_literal(n, strings);
+}
+
+/*
+ * Writes the decision row, and deletes those of earlier transactions that all their
+ * regions have applied.  Part of the committing transaction.
+ */
+void
+residency_commit_record(uint64 xid, const char *gids, const char *names,
+						const uint64 *finished, int nfinished)
+{
+	const ResidencySelf *self = residency_self();
+	Oid			types[] = {TEXTOID, INT8OID, TEXTOID, TEXTOID, TEXTOID, TEXTOID};
+	Datum		values[lengthof(types)];
+	char		xid_text[32];
+
+	snprintf(xid_text, sizeof(xid_text), UINT64_FORMAT, xid);
+	values[0] = CStringGetTextDatum(self->region);
+	values[1] = Int64GetDatum(self->incarnation);
+	values[2] = CStringGetTextDatum(xid_text);
+	values[3] = CStringGetTextDatum(gids);
+	values[4] = CStringGetTextDatum(names);
+	values[5] = CStringGetTextDatum(xids_literal(finished, nfinished));
+
+	if (SPI_connect() != SPI_OK_CONNECT)
+		elog(ERROR, "SPI_connect failed");
+	PushActiveSnapshot(GetTransactionSnapshot());
+	residency_spi_as_owner("WITH finished AS (DELETE FROM residency.transaction "
+						   "WHERE incarnation OPERATOR(pg_catalog.=) $2 "
+						   "AND xid OPERATOR(pg_catalog.=) ANY ($6::pg_catalog.xid8[])) "
+						   "INSERT INTO residency.transaction (origin, incarnation, xid, gids, regions) "
+						   "VALUES ($1, $2, $3::pg_catalog.xid8, $4::pg_catalog.text[], $5::pg_catalog.text[])",
+						   lengthof(types), types, values, false);
+	PopActiveSnapshot();
+	SPI_finish();
+}
+
+/*
+ * Queues what a participant's part must leave there besides its own writes: the trace
+ * for whoever looks for the outcome.  It runs as the gateway's role, which then is the
+ * owner of the prepared transaction, so that resolve() may finish it.
+ */
+void
+residency_commit_queue_participate(RemoteRegion *region, uint64 xid,
+								   const char *gids, const char *names)
+{
+	const ResidencySelf *self = residency_self();
+	char		incarnation[32];
+	char		xid_text[32];
+	const char *values[6];
+
+	snprintf(incarnation, sizeof(incarnation), INT64_FORMAT, self->incarnation);
+	snprintf(xid_text, sizeof(xid_text), UINT64_FORMAT, xid);
+	values[0] = self->region;
+	values[1] = incarnation;
+	values[2] = xid_text;
+	values[3] = gids;
+	values[4] = names;
+	values[5] = xids_literal(region->finished, region->nfinished);
+	residency_transaction_begin(region, InvalidOid, REMOTE_AS_GATEWAY);
+	residency_pipeline_add(region, REMOTE_KIND_CONTROL,
+						   "SELECT residency.participate($1::pg_catalog.text, $2::pg_catalog.int8, "
+						   "$3::pg_catalog.xid8, $4::pg_catalog.text[], $5::pg_catalog.text[], "
+						   "$6::pg_catalog.xid8[])",
+						   lengthof(values), values, REMOTE_NAMED, -1);
+	if (region->admin)
+		residency_pipeline_control(region, psprintf("SET LOCAL ROLE %s",
+													quote_identifier(psprintf("residency_%s", self->region))));
+}
+
+/* only gateways, and superusers during administration, may touch traces */
+static void
+require_gateway(void)
+{
+	if (residency_session_gateway() == NULL && !superuser())
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("only a gateway may call this function")));
+}
+
+/* SQL: residency.participate(origin, incarnation, xid, gids, regions, finished) */
+Datum
+residency_participate(PG_FUNCTION_ARGS)
+{
+	Oid			types[] = {TEXTOID, INT8OID, XID8OID, TEXTARRAYOID, TEXTARRAYOID, XID8ARRAYOID};
+	Datum		values[lengthof(types)];
+
+	require_gateway();
+	for (int i = 0; i < lengthof(types); i++)
+		values[i] = PG_GETARG_DATUM(i);
+	if (SPI_connect() != SPI_OK_CONNECT)
+		elog(ERROR, "SPI_connect failed");
+	residency_spi_as_owner("WITH finished AS (DELETE FROM residency.transaction "
+						   "WHERE incarnation OPERATOR(pg_catalog.=) $2 AND xid OPERATOR(pg_catalog.=) ANY ($6)) "
+						   "INSERT INTO residency.transaction (origin, incarnation, xid, gids, regions) "
+						   "VALUES ($1, $2, $3, $4, $5)",
+						   lengthof(types), types, values, false);
+	SPI_finish();
+	PG_RETURN_VOID();
+}
+
+/* SQL: residency.forget(incarnation, xids): deletes traces that nobody needs any more */
+Datum
+residency_forget(PG_FUNCTION_ARGS)
+{
+	Oid			types[] = {INT8OID, XID8ARRAYOID};
+	Datum		values[] = {PG_GETARG_DATUM(0), PG_GETARG_DATUM(1)};
+
+	require_gateway();
+	if (SPI_connect() != SPI_OK_CONNECT)
+		elog(ERROR, "SPI_connect failed");
+	residency_spi_as_owner("DELETE FROM residency.transaction WHERE incarnation OPERATOR(pg_catalog.=) $1 "
+						   "AND xid OPERATOR(pg_catalog.=) ANY ($2)",
+						   lengthof(types), types, values, false);
+	SPI_finish();
+	PG_RETURN_VOID();
+}

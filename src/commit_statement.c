@@ -1,0 +1,211 @@
+/*
+ * commit_statement.c
+ *		Where top-level statements begin and end.
+ *
+ * An error belongs to the statement that caused it (law 6).  Writes that nobody waits
+ * for are therefore looked at when the outermost statement ends: inside a transaction
+ * block they are awaited there; outside of one the commit follows at once, and they
+ * share a flight with PREPARE.  If another statement follows without a transaction
+ * block after all (extended protocol without Sync), its start waits for them.
+ *
+ * "Outermost" is counted by the executor and utility hooks, as pg_stat_statements does.
+ */
+#include "commit_internal.h"
+
+#include "access/xact.h"
+#include "executor/executor.h"
+#include "nodes/parsenodes.h"
+#include "tcop/utility.h"
+#include "utils/builtins.h"
+
+#include "commit.h"
+#include "fdw.h"
+#include "global.h"
+#include "guard.h"
+#include "regions.h"
+
+static ExecutorStart_hook_type next_ExecutorStart = NULL;
+static ExecutorRun_hook_type next_ExecutorRun = NULL;
+static ExecutorFinish_hook_type next_ExecutorFinish = NULL;
+static ProcessUtility_hook_type next_ProcessUtility = NULL;
+
+/* depth of executor and utility calls; 0 between top-level statements */
+static int	nest_level = 0;
+
+/* checks in each region written by this statement that every row has its identity at
+ * home; the answers are deferred ones */
+static void
+queue_home_constraints(void)
+{
+	dlist_iter	iter;
+
+	dlist_foreach(iter, &residency_remote.regions)
+	{
+		RemoteRegion *region = dlist_container(RemoteRegion, node, iter.cur);
+		char	   *sql;
+
+		if (region->level == 0 || !region->resident || region->failed_level > 0)
+			continue;
+		sql = psprintf("SET CONSTRAINTS %s." RESIDENCY_HOME_CONSTRAINT " IMMEDIATE",
+					   quote_identifier(region->name));
+		residency_pipeline_add(region, REMOTE_KIND_STATEMENT, sql, 0, NULL, REMOTE_DEFERRED, -1);
+		region->resident = false;
+		region->immediate = true;
+	}
+}
+
+/* a top-level statement starts, see commit.h */
+void
+residency_statement_start(void)
+{
+	dlist_iter	iter;
+
+	if (residency_remote.context == NULL)
+		return;
+	dlist_foreach(iter, &residency_remote.regions)
+	{
+		RemoteRegion *region = dlist_container(RemoteRegion, node, iter.cur);
+
+		if (region->level > 0 && region->deferred > 0)
+		{
+			residency_remote_wait_deferred();
+			return;
+		}
+	}
+}
+
+/* a top-level statement ends, see commit.h */
+void
+residency_statement_end(void)
+{
+	residency_transaction_produce(NULL);
+	if (residency_remote.context == NULL || !IsTransactionBlock())
+		return;
+	queue_home_constraints();
+	residency_remote_wait_deferred();
+}
+
+/* one level deeper, with bounded lock waits if locks >= 0 (global.h); returns locks */
+static int
+enter(int locks)
+{
+	nest_level++;
+	return locks;
+}
+
+/* back to where enter was called */
+static void
+leave(int locks)
+{
+	nest_level--;
+	residency_global_unlimit_locks(locks);
+}
+
+/* the same in PG_CATCH: goes on with the error */
+static void
+leave_by_error(int locks)
+{
+	nest_level--;
+	if (locks >= 0)
+		residency_global_translate_error();
+	PG_RE_THROW();
+}
+
+static void
+statement_ExecutorStart(QueryDesc *queryDesc, int eflags)
+{
+	if (nest_level == 0)
+		residency_statement_start();
+	if (next_ExecutorStart)
+		next_ExecutorStart(queryDesc, eflags);
+	else
+		standard_ExecutorStart(queryDesc, eflags);
+	residency_fdw_collect_scans(queryDesc);
+}
+
+static void
+statement_ExecutorRun(COMPAT_RUN_ARGS)
+{
+	int			locks = enter(residency_global_limit_locks(queryDesc));
+
+	PG_TRY();
+	{
+		if (next_ExecutorRun)
+			next_ExecutorRun(COMPAT_RUN_PASS);
+		else
+			standard_ExecutorRun(COMPAT_RUN_PASS);
+	}
+	PG_CATCH();
+	{
+		leave_by_error(locks);
+	}
+	PG_END_TRY();
+	leave(locks);
+}
+
+static void
+statement_ExecutorFinish(QueryDesc *queryDesc)
+{
+	int			locks = enter(residency_global_limit_locks(queryDesc));
+
+	PG_TRY();
+	{
+		if (next_ExecutorFinish)
+			next_ExecutorFinish(queryDesc);
+		else
+			standard_ExecutorFinish(queryDesc);
+	}
+	PG_CATCH();
+	{
+		leave_by_error(locks);
+	}
+	PG_END_TRY();
+	leave(locks);
+	if (nest_level == 0)
+		residency_statement_end();
+}
+
+/* COMMIT and its kin have callbacks of their own, and run partly outside of a transaction */
+static void
+statement_ProcessUtility(PlannedStmt *pstmt, const char *queryString, bool readOnlyTree,
+						 ProcessUtilityContext context, ParamListInfo params,
+						 QueryEnvironment *queryEnv, DestReceiver *dest, QueryCompletion *qc)
+{
+	ProcessUtility_hook_type next = next_ProcessUtility ? next_ProcessUtility : standard_ProcessUtility;
+	int			locks;
+
+	if (IsA(pstmt->utilityStmt, TransactionStmt))
+	{
+		next(pstmt, queryString, readOnlyTree, context, params, queryEnv, dest, qc);
+		return;
+	}
+	if (nest_level == 0)
+		residency_statement_start();
+	locks = enter(residency_global_limit_utility(pstmt->utilityStmt));
+	PG_TRY();
+	{
+		next(pstmt, queryString, readOnlyTree, context, params, queryEnv, dest, qc);
+	}
+	PG_CATCH();
+	{
+		leave_by_error(locks);
+	}
+	PG_END_TRY();
+	leave(locks);
+	if (nest_level == 0 && IsTransactionState())
+		residency_statement_end();
+}
+
+/* installs the hooks, in front of those that are there */
+void
+residency_commit_statement_init(void)
+{
+	next_ExecutorStart = ExecutorStart_hook;
+	ExecutorStart_hook = statement_ExecutorStart;
+	next_ExecutorRun = ExecutorRun_hook;
+	ExecutorRun_hook = statement_ExecutorRun;
+	next_ExecutorFinish = ExecutorFinish_hook;
+	ExecutorFinish_hook = statement_ExecutorFinish;
+	next_ProcessUtility = ProcessUtility_hook;
+	ProcessUtility_hook = statement_ProcessUtility;
+}

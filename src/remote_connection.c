@@ -1,0 +1,245 @@
+/*
+ * remote_connection.c
+ *		Makes, replaces and closes the connections to other regions.
+ *
+ * Connecting is asynchronous: remote_wait.c polls all connections that are being
+ * made together with those at work, so regions are connected to side by side.
+ *
+ * Session settings travel in the start-up packet, hence cost no round trip.  They
+ * fix the text formats in which values travel (fdw_convert.c sets the same ones
+ * here), and leave alone what the home's own triggers rely on, such as search_path.
+ */
+#include "remote_internal.h"
+
+#include <unistd.h>
+
+#include "access/htup_details.h"
+#include "access/reloptions.h"
+#include "catalog/pg_foreign_server.h"
+#include "catalog/pg_user_mapping.h"
+#include "commands/defrem.h"
+#include "foreign/foreign.h"
+#include "mb/pg_wchar.h"
+#include "miscadmin.h"
+#include "storage/fd.h"
+#include "utils/builtins.h"
+#include "utils/inval.h"
+#include "utils/memutils.h"
+#include "utils/syscache.h"
+
+#include "regions.h"
+
+/* formats of values, and how soon the home notices that a gateway has vanished */
+#define SESSION_OPTIONS \
+	"-c DateStyle=ISO -c IntervalStyle=postgres -c extra_float_digits=3 -c TimeZone=UTC " \
+	"-c lc_monetary=C -c bytea_output=hex -c cursor_tuple_fraction=1.0 " \
+	"-c client_connection_check_interval=1s"
+
+/* our own defaults; the options of server and mapping come later and win */
+static const char *const default_options[][2] = {
+	{"fallback_application_name", "residency"},
+	{"gssencmode", "disable"},		/* libpq would ask for it, one round trip, for nothing */
+	{"keepalives_idle", "10"},
+	{"keepalives_interval", "5"},
+	{"keepalives_count", "3"},
+	{"tcp_user_timeout", "20000"},
+	{"options", SESSION_OPTIONS},
+};
+
+/*
+ * Options of the mapping that this entry logs in with: the PUBLIC one holds the
+ * gateway's credential; the current user's own one is for administration.
+ */
+static List *
+mapping_options(RemoteRegion *region)
+{
+	Oid			userid = region->admin ? region->admin_user : InvalidOid;
+	HeapTuple	tuple;
+	Datum		datum;
+	bool		isnull;
+	List	   *options = NIL;
+
+	tuple = SearchSysCache2(USERMAPPINGUSERSERVER, ObjectIdGetDatum(userid),
+							ObjectIdGetDatum(region->serverid));
+	if (!HeapTupleIsValid(tuple))
+	{
+		if (region->admin)
+			ereport(ERROR,
+					(errcode(ERRCODE_UNDEFINED_OBJECT),
+					 errmsg("role \"%s\" has no administrative access to region \"%s\"",
+							GetUserNameFromId(userid, true), region->name),
+					 errhint("CREATE USER MAPPING FOR CURRENT_USER SERVER %s OPTIONS (user '...', password '...').",
+							 quote_identifier(region->name))));
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 errmsg("region \"%s\" has no user mapping for PUBLIC", region->name),
+				 errhint("SELECT residency.add_region(...) makes it; the gateway logs in with it.")));
+	}
+	datum = SysCacheGetAttr(USERMAPPINGUSERSERVER, tuple,
+							Anum_pg_user_mapping_umoptions, &isnull);
+	if (!isnull)
+		options = untransformRelOptions(datum);
+	ReleaseSysCache(tuple);
+	return options;
+}
+
+/*
+ * Begins to connect.  Does not wait: the wait loop goes on with it.  Throws only for
+ * what is wrong here (no mapping, no descriptor); a region that cannot be reached
+ * fails in residency_connection_poll.
+ */
+void
+residency_connection_start(RemoteRegion *region)
+{
+	ForeignServer *server = GetForeignServer(region->serverid);
+	List	   *options = list_concat(list_copy(server->options), mapping_options(region));
+	int			max = lengthof(default_options) + list_length(options) + 3;
+	const char **keywords = palloc0(max * sizeof(char *));
+	const char **values = palloc0(max * sizeof(char *));
+	int			n = 0;
+	ListCell   *lc;
+
+	Assert(region->state == REMOTE_CLOSED && region->conn == NULL);
+
+	for (int i = 0; i < lengthof(default_options); i++)
+	{
+		keywords[n] = default_options[i][0];
+		values[n++] = default_options[i][1];
+	}
+	foreach(lc, options)
+	{
+		DefElem    *def = (DefElem *) lfirst(lc);
+
+		keywords[n] = def->defname;
+		values[n++] = defGetString(def);
+	}
+	keywords[n] = "client_encoding";
+	values[n++] = GetDatabaseEncodingName();
+
+	if (!AcquireExternalFD())
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_RESOURCES),
+				 errmsg("no file descriptor is left to connect to region \"%s\"", region->name),
+				 errhint("Raise max_files_per_process on this server.")));
+
+	region->conn = PQconnectStartParams(keywords, values, 0);
+	residency_remote.wait_set_stale = true;
+	region->state = REMOTE_CONNECTING;
+	region->poll = PGRES_POLLING_WRITING;
+	region->connect_deadline = TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
+														   residency_connect_timeout);
+	region->fresh = true;
+	region->greeted = false;
+	region->stale = false;
+	region->want_write = false;
+	region->unsynced = false;
+	region->unsynced_bytes = 0;
+	region->cancel_key = 0;
+	if (region->conn == NULL || PQstatus(region->conn) == CONNECTION_BAD)
+		residency_connection_poll(region);
+}
+
+/*
+ * Takes one step of connecting.  Called when the socket is ready as region->poll
+ * asks, and now and then to look at the deadline.  Never throws: a failure becomes
+ * the region's stored error (class 08), thrown by whoever waits for it.
+ */
+void
+residency_connection_poll(RemoteRegion *region)
+{
+	Assert(region->state == REMOTE_CONNECTING);
+
+	residency_remote.wait_set_stale = true; /* the socket may be another one now */
+	if (region->conn != NULL && PQstatus(region->conn) != CONNECTION_BAD)
+		region->poll = PQconnectPoll(region->conn);
+	else
+		region->poll = PGRES_POLLING_FAILED;
+
+	if (region->poll == PGRES_POLLING_OK)
+	{
+		/* notices of the home may hold values, so they end here */
+		PQsetNoticeReceiver(region->conn, (PQnoticeReceiver) residency_remote_ignore_notice, NULL);
+		if (PQsetnonblocking(region->conn, 1) != 0 || PQenterPipelineMode(region->conn) != 1)
+			region->poll = PGRES_POLLING_FAILED;
+		else
+		{
+			region->state = REMOTE_OPEN;
+			residency_pipeline_push_queued(region);
+			return;
+		}
+	}
+	if (region->poll == PGRES_POLLING_FAILED ||
+		GetCurrentTimestamp() > region->connect_deadline)
+	{
+		char		reason[256];
+
+		if (region->poll != PGRES_POLLING_FAILED)
+			strlcpy(reason, "time-out (residency.connect_timeout)", sizeof(reason));
+		else
+		{
+			strlcpy(reason, region->conn ? PQerrorMessage(region->conn) : "out of memory",
+					sizeof(reason));
+			for (char *end = reason + strlen(reason); end > reason && end[-1] == '\n';)
+				*--end = '\0';
+		}
+		residency_connection_close(region);
+		residency_error_store_text(region, Max(region->base, 1), ERRCODE_SQLCLIENT_UNABLE_TO_ESTABLISH_SQLCONNECTION,
+								   psprintf("cannot connect: %s", reason), NULL);
+		residency_pipeline_abandon_lost(region);
+	}
+}
+
+/* discards a notice; see residency_connection_poll */
+void
+residency_remote_ignore_notice(void *arg, const PGresult *res)
+{
+}
+
+/*
+ * Closes the connection.  Leaves the entries of the pipeline alone: the caller says
+ * what becomes of them.  libpq sends a Terminate message, without waiting.
+ */
+void
+residency_connection_close(RemoteRegion *region)
+{
+	if (region->cancel_socket != PGINVALID_SOCKET)
+	{
+		closesocket(region->cancel_socket);
+		region->cancel_socket = PGINVALID_SOCKET;
+		ReleaseExternalFD();
+	}
+	if (region->state != REMOTE_CLOSED)
+	{
+		PQfinish(region->conn);
+		ReleaseExternalFD();
+	}
+	region->conn = NULL;
+	region->state = REMOTE_CLOSED;
+	region->greeted = false;
+	region->wait_pos = -1;
+	region->inflight = 0;
+	residency_remote.wait_set_stale = true;
+	if (region->statements != NULL)
+	{
+		hash_destroy(region->statements);
+		region->statements = NULL;
+	}
+}
+
+/* a server or mapping changed: its connections are replaced between transactions */
+static void
+invalidate_connections(Datum arg, int cacheid, uint32 hashvalue)
+{
+	dlist_iter	iter;
+
+	dlist_foreach(iter, &residency_remote.regions)
+		dlist_container(RemoteRegion, node, iter.cur)->stale = true;
+}
+
+/* registers the invalidation callbacks; called once, with the first entry */
+void
+residency_connection_init(void)
+{
+	CacheRegisterSyscacheCallback(FOREIGNSERVEROID, invalidate_connections, (Datum) 0);
+	CacheRegisterSyscacheCallback(USERMAPPINGOID, invalidate_connections, (Datum) 0);
+}

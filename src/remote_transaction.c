@@ -1,0 +1,442 @@
+/*
+ * remote_transaction.c
+ *		One remote transaction per region and local transaction, and the requests in it.
+ *
+ * residency_remote_send puts in front of a request whatever the remote transaction
+ * still lacks: BEGIN, hello on a new connection, a savepoint per local subtransaction,
+ * the client's role.  All of it rides in the request's own flight.
+ *
+ * Subtransactions: the savepoint s<n> is made when a request is first sent at nest
+ * level n, never earlier.  When level n commits, deferred answers are awaited and the
+ * savepoint is released; when it aborts, ROLLBACK TO is queued without waiting.  An
+ * error belongs to the level of its request.  If that level is an outer one, because
+ * the request was deferred there, rolling back the inner level does not help: the error
+ * is thrown again at each use until its own level goes.
+ */
+#include "remote_internal.h"
+
+#include "access/parallel.h"
+#include "access/xact.h"
+#include "foreign/foreign.h"
+#include "miscadmin.h"
+#include "utils/builtins.h"
+#include "utils/memutils.h"
+
+#include "guard.h"
+#include "regions.h"
+
+RemoteBackend residency_remote;
+
+#define MAX_PRODUCERS 4
+static RemoteProducer producers[MAX_PRODUCERS];
+static int	nproducers = 0;
+
+/* bytes on their way to one region beyond which a sender waits for answers */
+#define INFLIGHT_LIMIT (8 * 1024 * 1024)
+
+/* adds a producer; called from _PG_init only */
+void
+residency_remote_register_producer(RemoteProducer producer)
+{
+	if (nproducers >= MAX_PRODUCERS)
+		elog(ERROR, "too many producers");
+	producers[nproducers++] = producer;
+}
+
+/* lets the producers queue what they hold back; for all regions if region is NULL */
+void
+residency_transaction_produce(RemoteRegion *region)
+{
+	if (residency_remote.producing)
+		return;
+	residency_remote.producing = true;
+	PG_TRY();
+	{
+		for (int i = 0; i < nproducers; i++)
+			producers[i] (region);
+	}
+	PG_FINALLY();
+	{
+		residency_remote.producing = false;
+	}
+	PG_END_TRY();
+}
+
+/* makes this part's memory on first use */
+static void
+init_backend(void)
+{
+	HASHCTL		ctl = {.keysize = sizeof(RemoteRequest *), .entrysize = sizeof(RemoteRequest *)};
+
+	residency_remote.context = AllocSetContextCreate(TopMemoryContext, "residency regions",
+													 ALLOCSET_DEFAULT_SIZES);
+	ctl.hcxt = residency_remote.context;
+	residency_remote.requests = hash_create("residency requests", 64, &ctl,
+											HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
+	dlist_init(&residency_remote.regions);
+	residency_connection_init();
+}
+
+/* finds the backend's entry, or makes it */
+static RemoteRegion *
+find_region(Oid serverid, bool admin)
+{
+	dlist_iter	iter;
+	RemoteRegion *region;
+
+	if (residency_remote.context == NULL)
+		init_backend();
+	dlist_foreach(iter, &residency_remote.regions)
+	{
+		region = dlist_container(RemoteRegion, node, iter.cur);
+		if (region->serverid == serverid && region->admin == admin)
+			return region;
+	}
+	region = MemoryContextAllocZero(residency_remote.context, sizeof(RemoteRegion));
+	region->serverid = serverid;
+	region->admin = admin;
+	region->joined = true;
+	region->cancel_socket = PGINVALID_SOCKET;
+	region->wait_pos = -1;
+	strlcpy(region->name, GetForeignServer(serverid)->servername, NAMEDATALEN);
+	dlist_init(&region->queued);
+	dlist_init(&region->sent);
+	dlist_push_tail(&residency_remote.regions, &region->node);
+	residency_remote.wait_set_stale = true;
+	return region;
+}
+
+/* the region's entry for ordinary statements, see remote.h */
+RemoteRegion *
+residency_remote_region(Oid serverid)
+{
+	dlist_iter	iter;
+
+	if (residency_remote.context != NULL)
+	{
+		dlist_foreach(iter, &residency_remote.regions)
+		{
+			RemoteRegion *region = dlist_container(RemoteRegion, node, iter.cur);
+
+			if (region->serverid == serverid && region->admin && region->level > 0)
+				return region;
+		}
+	}
+	return find_region(serverid, false);
+}
+
+/* the region's entry for DDL, see remote.h */
+RemoteRegion *
+residency_remote_admin(Oid serverid, bool joined)
+{
+	RemoteRegion *plain = find_region(serverid, false);
+	RemoteRegion *region = find_region(serverid, true);
+
+	if (plain->level > 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_ACTIVE_SQL_TRANSACTION),
+				 errmsg("region \"%s\" was used in this transaction already", region->name),
+				 errdetail("Definitions are changed on a connection of their own, which cannot see or outwait what the other one did."),
+				 errhint("COMMIT first, then change the definitions.")));
+	if (region->level > 0 && region->admin_user != GetUserId())
+		ereport(ERROR,
+				(errcode(ERRCODE_ACTIVE_SQL_TRANSACTION),
+				 errmsg("another role changed definitions in region \"%s\" in this transaction", region->name),
+				 errhint("COMMIT first.")));
+	if (region->level == 0 &&
+		(region->admin_user != GetUserId() || region->joined != joined))
+	{
+		residency_connection_close(region);
+		residency_pipeline_abandon_lost(region);
+		region->admin_user = GetUserId();
+		region->joined = joined;
+	}
+	return region;
+}
+
+const char *
+residency_remote_name(const RemoteRegion *region)
+{
+	return region->name;
+}
+
+Oid
+residency_remote_serverid(const RemoteRegion *region)
+{
+	return region->serverid;
+}
+
+unsigned int
+residency_remote_cursor_number(RemoteRegion *region)
+{
+	return ++region->cursors;
+}
+
+/* the request that makes sure that the other end is the region we mean; in no list */
+RemoteRequest *
+residency_transaction_hello(RemoteRegion *region)
+{
+	const ResidencySelf *self = residency_self();
+	char		deployment[32];
+	const char *values[5];
+
+	if (self == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("this database is not a region yet"),
+				 errhint("SELECT residency.init('name of this region');")));
+	snprintf(deployment, sizeof(deployment), INT64_FORMAT, self->deployment);
+	values[0] = deployment;
+	values[1] = region->name;
+	values[2] = RESIDENCY_VERSION;
+	values[3] = self->region;
+	values[4] = region->admin ? "t" : "f";
+	region->greeted = true;
+	return residency_pipeline_make(region, REMOTE_KIND_HELLO,
+								   "SELECT residency.hello($1::pg_catalog.int8, $2::pg_catalog.text, "
+								   "$3::pg_catalog.text, $4::pg_catalog.text, $5::pg_catalog.bool)",
+								   5, values, 0, -1);
+}
+
+/*
+ * Makes sure that there is a connection worth starting a transaction on.  One that
+ * was closed while it was idle is replaced at once; what is found out later is
+ * dealt with in residency_pipeline_lost.
+ */
+static void
+ensure_connection(RemoteRegion *region)
+{
+	if (region->cancel_socket != PGINVALID_SOCKET)
+		residency_cancel_finish(region);
+	if (region->state == REMOTE_OPEN && !region->stale)
+	{
+		(void) PQconsumeInput(region->conn);
+		(void) residency_pipeline_advance(region);
+	}
+	if (region->state != REMOTE_CLOSED && region->stale)
+	{
+		/* whatever is still unanswered has been sent, and is followed by Terminate */
+		residency_connection_close(region);
+		residency_pipeline_abandon_lost(region);
+	}
+	if (region->state == REMOTE_CLOSED)
+		residency_connection_start(region);
+}
+
+/* queues BEGIN with the local isolation level and access mode, then hello if need be */
+static void
+queue_begin(RemoteRegion *region)
+{
+	ensure_connection(region);
+	region->transaction++;
+	region->level = region->base = GetCurrentTransactionNestLevel();
+	region->proved = region->ending = region->wrote = false;
+	region->resident = region->immediate = false;
+	region->role_known = true;
+	region->role = InvalidOid;
+	region->cursors = 0;
+	residency_pipeline_control(region, psprintf("BEGIN ISOLATION LEVEL %s%s",
+												IsolationUsesXactSnapshot() ? "REPEATABLE READ" : "READ COMMITTED",
+												XactReadOnly ? " READ ONLY" : ""));
+	if (!region->greeted && region->joined)
+		residency_pipeline_enqueue(region, residency_transaction_hello(region));
+}
+
+/* queues the change of role there, if the request's differs from the one set now */
+static void
+queue_role(RemoteRegion *region, Oid userid, int flags)
+{
+	Oid			role = (flags & REMOTE_AS_GATEWAY) ? InvalidOid : userid;
+
+	if (region->admin && role == region->admin_user)
+		role = InvalidOid;
+	if (region->role_known && region->role == role)
+		return;
+	if (OidIsValid(role))
+		residency_pipeline_control(region, psprintf("SET LOCAL ROLE %s",
+													quote_identifier(GetUserNameFromId(role, false))));
+	else
+		residency_pipeline_control(region, "SET LOCAL ROLE NONE");
+	region->role = role;
+	region->role_known = true;
+}
+
+/*
+ * Brings the remote transaction to where a request of this user can follow: begun, at
+ * the local nest level, in the user's role, with the home constraint deferred.
+ */
+void
+residency_transaction_begin(RemoteRegion *region, Oid userid, int flags)
+{
+	int			nest = GetCurrentTransactionNestLevel();
+
+	if (region->level == 0)
+		queue_begin(region);
+	while (region->level < nest)
+	{
+		region->level++;
+		residency_pipeline_control(region, psprintf("SAVEPOINT s%d", region->level));
+	}
+	if (region->immediate && (flags & REMOTE_RESIDENT))
+	{
+		residency_pipeline_control(region, psprintf("SET CONSTRAINTS %s." RESIDENCY_HOME_CONSTRAINT " DEFERRED",
+													quote_identifier(region->name)));
+		region->immediate = false;
+	}
+	queue_role(region, userid, flags);
+}
+
+/* refuses what cannot work over a border */
+static void
+check_allowed(RemoteRegion *region)
+{
+	const char *gateway = residency_session_gateway();
+
+	if (gateway != NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("a session of gateway \"%s\" cannot go on to region \"%s\"", gateway, region->name),
+				 errdetail("A trigger or function at the home used a table of another region."),
+				 errhint("Do that work at the gateway.")));
+	if (IsolationIsSerializable())
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("a SERIALIZABLE transaction cannot use region \"%s\"", region->name),
+				 errhint("Use REPEATABLE READ; docs/limits.md says what it means across regions.")));
+	if (IsParallelWorker())
+		elog(ERROR, "a parallel worker cannot use another region");
+}
+
+/* queues one statement, see remote.h */
+RemoteRequest *
+residency_remote_send(RemoteRegion *region, Oid userid, const char *sql, int nparams,
+					  const char *const *values, int flags, int64 expect)
+{
+	RemoteRequest *req;
+
+	check_allowed(region);
+	if (!(flags & REMOTE_DEFERRED))
+		residency_transaction_produce(region);
+	if (region->failed_level > 0)
+		residency_error_throw(region);
+	if (region->inflight > INFLIGHT_LIMIT)
+	{
+		residency_wait_room(region, INFLIGHT_LIMIT / 2);
+		if (region->failed_level > 0)
+			residency_error_throw(region);
+	}
+	residency_transaction_begin(region, userid, flags);
+	if (flags & REMOTE_WRITES)
+		region->wrote = true;
+	if (flags & REMOTE_RESIDENT)
+		region->resident = true;
+	req = residency_pipeline_add(region, REMOTE_KIND_STATEMENT, sql, nparams, values, flags, expect);
+	return req;
+}
+
+/* waits until no deferred request is outstanding anywhere; throws what failed */
+void
+residency_remote_wait_deferred(void)
+{
+	dlist_iter	iter;
+
+	residency_transaction_produce(NULL);
+	if (residency_remote.context == NULL)
+		return;
+	residency_remote_flush();
+	dlist_foreach(iter, &residency_remote.regions)
+	{
+		RemoteRegion *region = dlist_container(RemoteRegion, node, iter.cur);
+
+		if (region->deferred > 0)
+			residency_wait_room(region, 0);
+		if (region->level > 0 && region->failed_level > 0)
+			residency_error_throw(region);
+	}
+}
+
+/* the remote transaction has ended, or its end is on its way */
+void
+residency_transaction_reset(RemoteRegion *region)
+{
+	region->level = 0;
+	region->wrote = region->resident = region->immediate = false;
+	region->ending = false;
+	residency_error_clear(region);
+}
+
+/*
+ * The local (sub)transaction at this nest level aborts: queues the rollback there.
+ * Never waits, except that a statement that may still be running there is cancelled.
+ */
+void
+residency_transaction_abort_level(RemoteRegion *region, int level)
+{
+	bool		whole = level <= region->base;
+
+	if (region->level < level)
+		return;
+	residency_pipeline_abandon(region, whole ? 0 : level);
+	if (region->state == REMOTE_OPEN && residency_remote.waiting && !dlist_is_empty(&region->sent))
+		residency_cancel_start(region);
+	if (whole && region->state == REMOTE_CONNECTING)
+	{
+		/* nothing was ever sent */
+		residency_connection_close(region);
+		residency_pipeline_abandon_lost(region);
+	}
+
+	region->role_known = false;
+	region->immediate = true;	/* not known: set DEFERRED again before the next write */
+	if (region->failed_level >= level)
+		residency_error_clear(region);
+	if (region->state != REMOTE_CLOSED)
+	{
+		char		sql[64];
+
+		residency_pipeline_sync(region);	/* the rollback must be first in its flight */
+		if (whole)
+			residency_pipeline_control(region, "ROLLBACK")->abandoned = true;
+		else
+		{
+			snprintf(sql, sizeof(sql), "ROLLBACK TO SAVEPOINT s%d", level);
+			residency_pipeline_control(region, sql)->abandoned = true;
+			residency_pipeline_sync(region);
+			snprintf(sql, sizeof(sql), "RELEASE SAVEPOINT s%d", level);
+			residency_pipeline_control(region, sql)->abandoned = true;
+		}
+		residency_pipeline_sync(region);
+	}
+	region->level = level - 1;
+	if (whole)
+		residency_transaction_reset(region);
+}
+
+/*
+ * The local subtransaction at this nest level commits: what it did there belongs to
+ * the next outer level from now on.  Deferred answers must have been awaited.
+ */
+void
+residency_transaction_commit_level(RemoteRegion *region, int level)
+{
+	dlist_head *lists[] = {&region->sent, &region->queued};
+	dlist_iter	iter;
+
+	if (region->level < level)
+		return;
+	for (int i = 0; i < lengthof(lists); i++)
+	{
+		dlist_foreach(iter, lists[i])
+		{
+			RemoteRequest *req = dlist_container(RemoteRequest, node, iter.cur);
+
+			req->level = Min(req->level, level - 1);
+		}
+	}
+	region->failed_level = Min(region->failed_level, level - 1);
+	region->level = level - 1;
+	if (region->base >= level)
+		region->base = level - 1;
+	else
+		residency_pipeline_control(region, psprintf("RELEASE SAVEPOINT s%d", level));
+}

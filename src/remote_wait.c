@@ -1,0 +1,225 @@
+/*
+ * remote_wait.c
+ *		Waits for answers, moving the traffic of all regions meanwhile.
+ *
+ * There is one loop and one wait event set per backend: it holds the latch and every
+ * connection of this backend, so that whoever waits for one region also writes to,
+ * reads from and connects to the others.  The set is made anew only when a
+ * connection was opened or closed.
+ */
+#include "remote_internal.h"
+
+#include <poll.h>
+
+#include "miscadmin.h"
+#include "pgstat.h"
+#include "storage/pmsignal.h"
+#include "utils/memutils.h"
+
+/* puts the latch and the connections into a new wait event set */
+static void
+rebuild_wait_set(void)
+{
+	dlist_iter	iter;
+	int			n = 2;
+
+	if (residency_remote.wait_set != NULL)
+		FreeWaitEventSet(residency_remote.wait_set);
+	residency_remote.wait_set = NULL;
+	dlist_foreach(iter, &residency_remote.regions)
+		n++;
+	residency_remote.wait_set = compat_create_wait_event_set(residency_remote.context, n);
+	AddWaitEventToSet(residency_remote.wait_set, WL_LATCH_SET, PGINVALID_SOCKET, MyLatch, NULL);
+	AddWaitEventToSet(residency_remote.wait_set, WL_EXIT_ON_PM_DEATH, PGINVALID_SOCKET, NULL, NULL);
+	dlist_foreach(iter, &residency_remote.regions)
+	{
+		RemoteRegion *region = dlist_container(RemoteRegion, node, iter.cur);
+		uint32		events = WL_SOCKET_READABLE;
+
+		region->wait_pos = -1;
+		if (region->state == REMOTE_CLOSED || PQsocket(region->conn) < 0)
+			continue;
+		if (region->state == REMOTE_CONNECTING && region->poll == PGRES_POLLING_WRITING)
+			events = WL_SOCKET_WRITEABLE;
+		region->wait_pos = AddWaitEventToSet(residency_remote.wait_set, events,
+											 PQsocket(region->conn), NULL, region);
+	}
+	residency_remote.wait_set_stale = false;
+}
+
+/*
+ * Waits once for the latch or any connection, at most timeout ms (-1: no limit), and
+ * reads what has come.  Throws on cancel and termination.
+ */
+static void
+wait_once(long timeout)
+{
+	WaitEvent	events[RESIDENCY_MAX_REGIONS];
+	dlist_iter	iter;
+	int			n;
+
+	if (residency_remote.wait_set == NULL || residency_remote.wait_set_stale)
+		rebuild_wait_set();
+	dlist_foreach(iter, &residency_remote.regions)
+	{
+		RemoteRegion *region = dlist_container(RemoteRegion, node, iter.cur);
+
+		if (region->state == REMOTE_OPEN && region->wait_pos >= 0)
+			ModifyWaitEvent(residency_remote.wait_set, region->wait_pos,
+							WL_SOCKET_READABLE | (region->want_write ? WL_SOCKET_WRITEABLE : 0), NULL);
+	}
+
+	n = WaitEventSetWait(residency_remote.wait_set, timeout, events, lengthof(events),
+						 PG_WAIT_EXTENSION);
+	for (int i = 0; i < n; i++)
+	{
+		RemoteRegion *region = events[i].user_data;
+
+		if (events[i].events & WL_LATCH_SET)
+			ResetLatch(MyLatch);
+		else if (region == NULL)
+			continue;
+		else if (region->state == REMOTE_CONNECTING)
+			residency_connection_poll(region);
+		else if (region->state == REMOTE_OPEN && (events[i].events & WL_SOCKET_READABLE))
+			(void) PQconsumeInput(region->conn);
+	}
+	CHECK_FOR_INTERRUPTS();
+}
+
+/* moves all connections as far as they go; ms until the next connect deadline, or -1 */
+static long
+advance_all(void)
+{
+	dlist_iter	iter;
+	long		timeout = -1;
+
+	dlist_foreach(iter, &residency_remote.regions)
+	{
+		RemoteRegion *region = dlist_container(RemoteRegion, node, iter.cur);
+
+		if (region->state == REMOTE_CONNECTING)
+		{
+			long		left = TimestampDifferenceMilliseconds(GetCurrentTimestamp(),
+															   region->connect_deadline);
+
+			if (left <= 0)
+				residency_connection_poll(region);
+			else
+				timeout = timeout < 0 ? left : Min(timeout, left);
+		}
+		else
+			(void) residency_pipeline_advance(region);
+	}
+	return timeout;
+}
+
+/* starts the flights of everything queued so far; never waits */
+void
+residency_remote_flush(void)
+{
+	dlist_iter	iter;
+
+	if (residency_remote.context == NULL)
+		return;
+	dlist_foreach(iter, &residency_remote.regions)
+	{
+		RemoteRegion *region = dlist_container(RemoteRegion, node, iter.cur);
+
+		if (region->unsynced || region->want_write)
+			residency_pipeline_sync(region);
+	}
+}
+
+/*
+ * Waits until the request is answered, whatever the answer; throws on interrupts
+ * only.  Leaves "waiting" set when it is left by an error, which tells the abort
+ * callbacks that statements may still be running there.
+ */
+void
+residency_wait_until_answered(RemoteRequest *req)
+{
+	bool		blocked = false;
+	long		timeout;
+
+	residency_remote_flush();
+	residency_remote.waiting = true;
+	for (;;)
+	{
+		timeout = advance_all();
+		if (req->answered)
+			break;
+		blocked = true;
+		wait_once(timeout);
+	}
+	residency_remote.waiting = false;
+	if (blocked)
+		residency_remote.counters.round_trips++;
+}
+
+/* waits until less than limit bytes are on their way to the region; 0: until all
+ * deferred requests are answered */
+void
+residency_wait_room(RemoteRegion *region, Size limit)
+{
+	bool		blocked = false;
+	long		timeout;
+
+	residency_remote_flush();
+	residency_remote.waiting = true;
+	for (;;)
+	{
+		timeout = advance_all();
+		if (limit > 0 ? region->inflight < limit : region->deferred == 0)
+			break;
+		blocked = true;
+		wait_once(timeout);
+	}
+	residency_remote.waiting = false;
+	if (blocked)
+		residency_remote.counters.round_trips++;
+}
+
+/*
+ * Waits, at most timeout_ms, until every region's "decision" is answered.  For use after
+ * the commit record is written: throws nothing, allocates nothing of the server's,
+ * and pays no heed to interrupts, which are held then.
+ */
+void
+residency_wait_bounded(int timeout_ms)
+{
+	TimestampTz deadline = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), timeout_ms);
+
+	for (;;)
+	{
+		struct pollfd fds[RESIDENCY_MAX_REGIONS];
+		RemoteRegion *waiting[RESIDENCY_MAX_REGIONS];
+		dlist_iter	iter;
+		int			n = 0;
+		long		left;
+
+		dlist_foreach(iter, &residency_remote.regions)
+		{
+			RemoteRegion *region = dlist_container(RemoteRegion, node, iter.cur);
+
+			if (region->decision == NULL || region->state != REMOTE_OPEN)
+				continue;
+			(void) residency_pipeline_advance(region);
+			if (region->decision->answered || region->state != REMOTE_OPEN ||
+				n >= RESIDENCY_MAX_REGIONS)
+				continue;
+			fds[n].fd = PQsocket(region->conn);
+			fds[n].events = POLLIN | (region->want_write ? POLLOUT : 0);
+			fds[n].revents = 0;
+			waiting[n++] = region;
+		}
+		left = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), deadline);
+		if (n == 0 || left <= 0 || !PostmasterIsAlive())
+			return;
+		/* wake up now and then to look whether the postmaster is still there */
+		(void) poll(fds, n, Min(left, 1000));
+		for (int i = 0; i < n; i++)
+			if (fds[i].revents != 0)
+				(void) PQconsumeInput(waiting[i]->conn);
+	}
+}

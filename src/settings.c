@@ -1,0 +1,78 @@
+/*
+ * settings.c
+ *		Every setting of the extension, sorted by name.
+ *
+ * Time-outs are in milliseconds.  docs/settings.md gives each a paragraph; the
+ * long description here says why one would change it.
+ */
+#include "residency.h"
+
+#include <limits.h>
+
+#include "utils/guc.h"
+
+int			residency_commit_timeout = 5000;
+int			residency_commit_wait = RESIDENCY_COMMIT_APPLIED;
+int			residency_connect_timeout = 10000;
+int			residency_doubt_timeout = 5000;
+int			residency_fetch_bytes = 2048;
+int			residency_home_wait = 50;
+int			residency_lock_timeout = 5000;
+
+static const struct config_enum_entry commit_wait_options[] = {
+	{"applied", RESIDENCY_COMMIT_APPLIED, false},
+	{"decided", RESIDENCY_COMMIT_DECIDED, false},
+	{NULL, 0, false}
+};
+
+/* defines all settings; called once, while the library is loaded */
+void
+residency_define_settings(void)
+{
+	DefineCustomIntVariable("residency.commit_timeout",
+							"Longest time that COMMIT waits for the regions to apply a decided transaction.",
+							"After it COMMIT returns with a warning, and residency.resolve() finishes the rest.",
+							&residency_commit_timeout,
+							5000, 0, INT_MAX, PGC_USERSET, GUC_UNIT_MS,
+							NULL, NULL, NULL);
+	DefineCustomEnumVariable("residency.commit_wait",
+							 "What COMMIT waits for after the decision is durable.",
+							 "\"applied\" waits until the regions show the transaction, \"decided\" does not: "
+							 "one round trip less, and only this session is sure to see its own writes there.",
+							 &residency_commit_wait,
+							 RESIDENCY_COMMIT_APPLIED, commit_wait_options,
+							 PGC_USERSET, 0,
+							 NULL, NULL, NULL);
+	DefineCustomIntVariable("residency.connect_timeout",
+							"Longest time to connect to another region.",
+							NULL,
+							&residency_connect_timeout,
+							10000, 100, INT_MAX, PGC_USERSET, GUC_UNIT_MS,
+							NULL, NULL, NULL);
+	DefineCustomIntVariable("residency.doubt_timeout",
+							"Longest wait for a row that a transaction in doubt holds.",
+							"After it the statement fails and names the region that knows the outcome.",
+							&residency_doubt_timeout,
+							5000, 0, INT_MAX, PGC_USERSET, GUC_UNIT_MS,
+							NULL, NULL, NULL);
+	DefineCustomIntVariable("residency.fetch_size",
+							"Memory that one batch of a scan's rows should take.",
+							"A scan holds at most two batches; over a long way larger ones mean fewer round trips.",
+							&residency_fetch_bytes,
+							2048, 64, 1024 * 1024, PGC_USERSET, GUC_UNIT_KB,
+							NULL, NULL, NULL);
+	DefineCustomIntVariable("residency.home_wait",
+							"Longest time that a change of a global row waits at the row's home for another writer.",
+							"After it the later writer fails with a serialization failure.",
+							&residency_home_wait,
+							50, 1, INT_MAX, PGC_USERSET, GUC_UNIT_MS,
+							NULL, NULL, NULL);
+	DefineCustomIntVariable("residency.lock_timeout",
+							"Longest lock wait of a client's statement on a global table, of its copies, and of DDL everywhere.",
+							"It ends waits in a circle over several regions, which no server can detect alone.",
+							&residency_lock_timeout,
+							5000, 1, INT_MAX, PGC_USERSET, GUC_UNIT_MS,
+							NULL, NULL, NULL);
+
+	MarkGUCPrefixReserved("residency");
+}
