@@ -1,0 +1,271 @@
+/*
+ * fdw_modify.c
+ *		Callbacks for writes to foreign partitions: INSERT, COPY, UPDATE, DELETE, TRUNCATE.
+ *
+ * They translate what the executor says into fdw_modify_rows.c's terms.  Row triggers
+ * of a resident table run at the home, where the row is; so their flags are cleared in the
+ * gateway's copy of the trigger description, or they would run twice.
+ */
+#include "postgres.h"
+
+#include "fdw_exec.h"
+
+#include "access/sysattr.h"
+#include "commands/defrem.h"
+#include "executor/executor.h"
+#include "foreign/foreign.h"
+#include "miscadmin.h"
+#include "nodes/nodeFuncs.h"
+#include "nodes/value.h"
+#include "optimizer/optimizer.h"
+#include "utils/lsyscache.h"
+#include "utils/rel.h"
+
+#include "regions.h"
+
+/*
+ * Throws that a row cannot get another region.  relid is the table or a partition;
+ * the text is that of the trigger on home partitions.
+ */
+void
+residency_region_change_error(Oid relid)
+{
+	const TableRule *rule = residency_partition_rule(relid);
+	Oid			parent = rule ? rule->relid : relid;
+	char	   *column = rule ? get_attname(rule->relid, rule->region_attno, true) : NULL;
+
+	ereport(ERROR,
+			(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+			 errmsg("cannot change the region of a row of table \"%s\"", get_rel_name(parent)),
+			 column ? errdetail("Column \"%s\" names the region that stores the row.", column) : 0,
+			 errhint("Move the row with all that belongs to its key: delete it, and insert it with the new region.")));
+	pg_unreachable();
+}
+
+/* row triggers run at the home only */
+static void
+clear_row_triggers(ResultRelInfo *rri)
+{
+	TriggerDesc *triggers = rri->ri_TrigDesc;
+
+	if (triggers == NULL)
+		return;
+	triggers->trig_insert_before_row = triggers->trig_insert_after_row = false;
+	triggers->trig_insert_instead_row = false;
+	triggers->trig_update_before_row = triggers->trig_update_after_row = false;
+	triggers->trig_update_instead_row = false;
+	triggers->trig_delete_before_row = triggers->trig_delete_after_row = false;
+	triggers->trig_delete_instead_row = false;
+}
+
+/* all columns that can be written: neither dropped nor generated */
+static List *
+writable_columns(Relation rel)
+{
+	TupleDesc	desc = RelationGetDescr(rel);
+	List	   *columns = NIL;
+
+	for (int i = 0; i < desc->natts; i++)
+	{
+		Form_pg_attribute att = TupleDescAttr(desc, i);
+
+		if (!att->attisdropped && att->attgenerated == '\0')
+			columns = lappend_int(columns, att->attnum);
+	}
+	return columns;
+}
+
+/*
+ * Columns of the written row that RETURNING and checks of views look at.  *only_home
+ * is set if there is one that only the home knows: ctid.
+ */
+static List *
+columns_looked_at(ResultRelInfo *rri, List *planned, bool *only_home)
+{
+	TupleDesc	desc = RelationGetDescr(rri->ri_RelationDesc);
+	List	   *columns = NIL;
+	List	   *vars;
+	Bitmapset  *used = NULL;
+	bool		all = rri->ri_WithCheckOptions != NIL;
+	ListCell   *lc;
+
+	*only_home = false;
+	if (rri->ri_projectReturning == NULL && !all)
+		return NIL;
+	/* vars of joined tables have special numbers by now */
+	vars = pull_var_clause((Node *) rri->ri_returningList, PVC_RECURSE_AGGREGATES |
+						   PVC_RECURSE_WINDOWFUNCS | PVC_RECURSE_PLACEHOLDERS);
+	foreach(lc, vars)
+	{
+		Var		   *var = lfirst_node(Var, lc);
+
+		if (IS_SPECIAL_VARNO(var->varno))
+			continue;
+		if (var->varattno == 0)
+			all = true;
+		else if (var->varattno == SelfItemPointerAttributeNumber)
+			*only_home = true;
+		else if (var->varattno > 0)
+			used = bms_add_member(used, var->varattno);
+	}
+	foreach(lc, planned)
+	{
+		if (lfirst_int(lc) > 0)
+			used = bms_add_member(used, lfirst_int(lc));
+	}
+	for (int i = 0; i < desc->natts; i++)
+	{
+		if (!TupleDescAttr(desc, i)->attisdropped && (all || bms_is_member(i + 1, used)))
+			columns = lappend_int(columns, i + 1);
+	}
+	/* ctid comes first in no slot; it also keeps the list from being empty */
+	if (*only_home || columns == NIL)
+		columns = lappend_int(columns, SelfItemPointerAttributeNumber);
+	return columns;
+}
+
+/* prepares the writes that a plan has for one relation */
+static void
+residencyBeginForeignModify(ModifyTableState *mtstate, ResultRelInfo *rri, List *fdw_private,
+							int subplan_index, int eflags)
+{
+	List	   *returning;
+	bool		only_home;
+
+	if (eflags & EXEC_FLAG_EXPLAIN_ONLY)
+		return;
+	returning = columns_looked_at(rri, list_nth(fdw_private, FdwModifyReturning), &only_home);
+	rri->ri_FdwState = residency_modify_make(mtstate->ps.state, rri, mtstate->operation,
+											 list_nth(fdw_private, FdwModifyTarget), returning,
+											 boolVal(list_nth(fdw_private, FdwModifyDoNothing)),
+											 only_home, outerPlan(mtstate->ps.plan)->targetlist);
+	clear_row_triggers(rri);
+}
+
+/* prepares the rows that tuple routing or COPY sends to a foreign partition */
+static void
+residencyBeginForeignInsert(ModifyTableState *mtstate, ResultRelInfo *rri)
+{
+	ModifyTable *plan = (ModifyTable *) mtstate->ps.plan;
+	OnConflictAction conflict = plan ? plan->onConflictAction : ONCONFLICT_NONE;
+	List	   *returning;
+	bool		only_home;
+
+	if (mtstate->operation != CMD_INSERT)
+		residency_region_change_error(RelationGetRelid(rri->ri_RelationDesc));
+	if (conflict != ONCONFLICT_NONE &&
+		(conflict != ONCONFLICT_NOTHING || plan->arbiterIndexes != NIL))
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("ON CONFLICT on table \"%s\" cannot name a constraint or update rows of another region",
+						RelationGetRelationName(rri->ri_RelationDesc)),
+				 errhint("Use ON CONFLICT DO NOTHING without a target, or connect to region \"%s\".",
+						 residency_server_region(GetForeignTable(RelationGetRelid(rri->ri_RelationDesc))->serverid))));
+	returning = columns_looked_at(rri, NIL, &only_home);
+	rri->ri_FdwState = residency_modify_make(mtstate->ps.state, rri, CMD_INSERT,
+											 writable_columns(rri->ri_RelationDesc), returning,
+											 conflict == ONCONFLICT_NOTHING, only_home, NIL);
+	clear_row_triggers(rri);
+}
+
+static TupleTableSlot *
+residencyExecForeignInsert(EState *estate, ResultRelInfo *rri, TupleTableSlot *slot,
+						   TupleTableSlot *plan_slot)
+{
+	return residency_modify_insert(rri->ri_FdwState, slot);
+}
+
+static TupleTableSlot **
+residencyExecForeignBatchInsert(EState *estate, ResultRelInfo *rri, TupleTableSlot **slots,
+								TupleTableSlot **plan_slots, int *nslots)
+{
+	residency_modify_insert_batch(rri->ri_FdwState, slots, nslots);
+	return *nslots > 0 ? slots : NULL;
+}
+
+static int
+residencyGetForeignModifyBatchSize(ResultRelInfo *rri)
+{
+	/* core returns rows and checks views one by one */
+	if (rri->ri_projectReturning != NULL || rri->ri_WithCheckOptions != NIL)
+		return 1;
+	return residency_modify_batch_size(rri->ri_FdwState);
+}
+
+static TupleTableSlot *
+residencyExecForeignUpdate(EState *estate, ResultRelInfo *rri, TupleTableSlot *slot,
+						   TupleTableSlot *plan_slot)
+{
+	return residency_modify_update(rri->ri_FdwState, slot, plan_slot);
+}
+
+static TupleTableSlot *
+residencyExecForeignDelete(EState *estate, ResultRelInfo *rri, TupleTableSlot *slot,
+						   TupleTableSlot *plan_slot)
+{
+	return residency_modify_delete(rri->ri_FdwState, slot, plan_slot);
+}
+
+/* sends what is still held back */
+static void
+residencyEndForeignModify(EState *estate, ResultRelInfo *rri)
+{
+	if (rri->ri_FdwState != NULL)
+		residency_modify_end(rri->ri_FdwState);
+}
+
+/*
+ * Truncates tables of one region.  The executor calls this region by region, so the
+ * statement is deferred: all regions work side by side, and the answers are awaited
+ * when the statement ends.
+ */
+static void
+residencyExecForeignTruncate(List *rels, DropBehavior behavior, bool restart_seqs)
+{
+	StringInfoData buf;
+	Oid			serverid = InvalidOid;
+	int			flags = REMOTE_WRITES | REMOTE_DEFERRED;
+	ListCell   *lc;
+
+	initStringInfo(&buf);
+	appendStringInfoString(&buf, "TRUNCATE ");
+	foreach(lc, rels)
+	{
+		Relation	rel = (Relation) lfirst(lc);
+
+		if (foreach_current_index(lc) > 0)
+			appendStringInfoString(&buf, ", ");
+		residency_deparse_relation(&buf, rel);
+		serverid = GetForeignTable(RelationGetRelid(rel))->serverid;
+		if (residency_partition_rule(RelationGetRelid(rel)) != NULL)
+			flags |= REMOTE_RESIDENT;
+	}
+	appendStringInfo(&buf, " %s IDENTITY %s", restart_seqs ? "RESTART" : "CONTINUE",
+					 behavior == DROP_CASCADE ? "CASCADE" : "RESTRICT");
+	(void) residency_remote_send(residency_remote_region(serverid), GetUserId(), buf.data,
+								 0, NULL, flags, -1);
+}
+
+/* installs the write callbacks */
+void
+residency_fdw_modify_routine(FdwRoutine *routine)
+{
+	routine->BeginForeignModify = residencyBeginForeignModify;
+	routine->ExecForeignInsert = residencyExecForeignInsert;
+	routine->ExecForeignBatchInsert = residencyExecForeignBatchInsert;
+	routine->GetForeignModifyBatchSize = residencyGetForeignModifyBatchSize;
+	routine->ExecForeignUpdate = residencyExecForeignUpdate;
+	routine->ExecForeignDelete = residencyExecForeignDelete;
+	routine->EndForeignModify = residencyEndForeignModify;
+	routine->BeginForeignInsert = residencyBeginForeignInsert;
+	routine->EndForeignInsert = residencyEndForeignModify;
+	routine->ExecForeignTruncate = residencyExecForeignTruncate;
+	residency_direct_routine(routine);
+}
+
+/* registers the row buffers' producer; called once, from _PG_init */
+void
+residency_fdw_modify_init(void)
+{
+	residency_remote_register_producer(residency_modify_flush_all);
+}

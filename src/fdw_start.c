@@ -1,0 +1,516 @@
+/*
+ * fdw_start.c
+ *		Which remote scans of a statement start together, and when.
+ *
+ * A statement should wait for one round trip to the farthest region, not for one
+ * after the other (law 3), and should not ask a region whose rows nobody needs (law
+ * 4).  The executor fetches from one node at a time; so when the first of several
+ * scans is fetched from, all others that the answer needs as well are queued with it.
+ *
+ * "Needed as well" is read off the plan once, after ExecutorStart: the scans are put
+ * into groups, and a group starts as one.  A new group begins
+ *
+ *		under a subplan, an init plan or a CTE			might never be read
+ *		under a gating Result							its condition may be false
+ *		at the inner side of a nested loop that passes parameters to it
+ *		at the remote side of a join whose other side is purely local, hence may be
+ *			empty without any region knowing
+ *
+ * and under a LIMIT each scan is its own group, until a node comes that reads all
+ * of its input anyway (sort, aggregate, hash) or the first row of each child (merge).
+ * Children that an Append prunes at run time start only if they survive.
+ *
+ * Invariant: a group can be started any number of times; what has been started stays
+ * so until a rescan makes it start again.
+ *
+ * The list of live nodes also tells them about the end of the (sub)transaction that
+ * their requests belong to.
+ */
+#include "postgres.h"
+
+#include "fdw_exec.h"
+
+#include "access/xact.h"
+#include "executor/execPartition.h"
+#include "executor/executor.h"
+#include "miscadmin.h"
+#include "nodes/nodeFuncs.h"
+#include "utils/memutils.h"
+
+struct FdwGroup
+{
+	List	   *nodes;			/* FdwNodes, in the plan's order */
+};
+
+/* how scans below a plan node start */
+typedef struct StartContext
+{
+	EState	   *estate;
+	FdwGroup   *group;			/* NULL: each scan by itself */
+	PlanState  *pruner;			/* nearest Append that prunes at run time */
+	int			pruner_index;
+} StartContext;
+
+static dlist_head live_nodes = DLIST_STATIC_INIT(live_nodes);
+
+static void walk(PlanState *ps, StartContext context);
+
+/* takes a node off the list of live ones when its query's memory goes */
+static void
+forget_node(void *arg)
+{
+	residency_node_end((FdwNode *) arg);
+}
+
+/* role whose rights decide about a scan: a view's or definer function's, or the user */
+static Oid
+scan_userid(ForeignScanState *state)
+{
+	ForeignScan *plan = (ForeignScan *) state->ss.ps.plan;
+	Oid			userid;
+
+#ifdef COMPAT_HAS_PERMISSION_INFOS
+	userid = plan->checkAsUser;
+#else
+	int			rti = plan->scan.scanrelid > 0 ? plan->scan.scanrelid :
+		bms_next_member(plan->fs_relids, -1);
+
+	userid = exec_rt_fetch(rti, state->ss.ps.state)->checkAsUser;
+#endif
+	return OidIsValid(userid) ? userid : GetUserId();
+}
+
+/*
+ * Fills in the part that all nodes share.  The node is allocated, zeroed, in the
+ * query's memory context, and is cleaned up with it, also after an error.
+ */
+void
+residency_node_init(FdwNode *node, ForeignScanState *state, bool modifies, FdwNodeStart start)
+{
+	ForeignScan *plan = (ForeignScan *) state->ss.ps.plan;
+	MemoryContext context = state->ss.ps.state->es_query_cxt;
+	List	   *exprs = plan->fdw_exprs;
+
+	node->state = state;
+	node->serverid = plan->fs_server;
+	node->userid = scan_userid(state);
+	node->start = start;
+	node->modifies = modifies;
+	node->nparams = list_length(exprs);
+	if (node->nparams > 0)
+	{
+		Oid		   *types = palloc(node->nparams * sizeof(Oid));
+		ListCell   *lc;
+
+		foreach(lc, exprs)
+			types[foreach_current_index(lc)] = exprType((Node *) lfirst(lc));
+		node->param_exprs = ExecInitExprList(exprs, &state->ss.ps);
+		node->param_output = residency_output_make(node->nparams, types);
+		node->param_context = AllocSetContextCreate(context, "residency scan parameters",
+													ALLOCSET_SMALL_SIZES);
+	}
+	dlist_push_tail(&live_nodes, &node->link);
+	node->reset.func = forget_node;
+	node->reset.arg = node;
+	MemoryContextRegisterResetCallback(context, &node->reset);
+}
+
+/*
+ * Evaluates the parameters.  Returns true if their texts are what they were at the
+ * last call, so that rows fetched then are still the right ones.
+ */
+bool
+residency_node_evaluate(FdwNode *node)
+{
+	ExprContext *econtext = node->state->ss.ps.ps_ExprContext;
+	const char **values;
+	MemoryContext old;
+	bool		same = node->param_values != NULL;
+	int			level;
+	int			i = 0;
+	ListCell   *lc;
+
+	if (node->nparams == 0)
+		return true;
+	old = MemoryContextSwitchTo(econtext->ecxt_per_tuple_memory);
+	values = palloc(node->nparams * sizeof(char *));
+	level = residency_output_begin();
+	foreach(lc, node->param_exprs)
+	{
+		bool		isnull;
+		Datum		value = ExecEvalExpr((ExprState *) lfirst(lc), econtext, &isnull);
+
+		values[i] = isnull ? NULL : residency_output_value(node->param_output, i, value);
+		if (same && (isnull || node->param_values[i] == NULL ?
+					 values[i] != node->param_values[i] :
+					 strcmp(values[i], node->param_values[i]) != 0))
+			same = false;
+		i++;
+	}
+	residency_output_end(level);
+	if (!same)
+	{
+		MemoryContextReset(node->param_context);
+		MemoryContextSwitchTo(node->param_context);
+		node->param_values = palloc(node->nparams * sizeof(char *));
+		for (i = 0; i < node->nparams; i++)
+			node->param_values[i] = values[i] ? pstrdup(values[i]) : NULL;
+	}
+	MemoryContextSwitchTo(old);
+	return same;
+}
+
+/* queues a statement with the parameters as last evaluated, in the node's own region */
+RemoteRequest *
+residency_node_send(FdwNode *node, const char *sql, int flags)
+{
+	node->subid = GetCurrentSubTransactionId();
+	node->gone = false;
+	return residency_remote_send(residency_remote_region(node->serverid), node->userid, sql,
+								 node->nparams, node->param_values, flags, -1);
+}
+
+/* gives back all requests, answered or not */
+void
+residency_node_release(FdwNode *node)
+{
+	residency_remote_release(node->declare);
+	residency_remote_release(node->current);
+	residency_remote_release(node->ahead);
+	node->declare = node->current = node->ahead = NULL;
+}
+
+/* ends a node; may be called again, and also after the transaction has ended */
+void
+residency_node_end(FdwNode *node)
+{
+	if (node->state == NULL)
+		return;
+	residency_node_release(node);
+	dlist_delete(&node->link);
+	node->state = NULL;
+}
+
+/* would the Append above a node skip it, or has not decided yet? */
+static bool
+left_out(FdwNode *node)
+{
+	Bitmapset  *valid;
+
+	if (node->pruner == NULL)
+		return false;
+	if (IsA(node->pruner, AppendState))
+		valid = ((AppendState *) node->pruner)->as_valid_subplans;
+	else
+		valid = ((MergeAppendState *) node->pruner)->ms_valid_subplans;
+	return !bms_is_member(node->pruner_index, valid);
+}
+
+/* starts one node that is not the one being fetched from */
+static void
+start_other(FdwNode *node)
+{
+	PlanState  *ps = &node->state->ss.ps;
+
+	/* what a rescan changes must be known before the parameters are evaluated */
+	if (ps->chgParam != NULL)
+		ExecReScan(ps);
+	if (!node->started && !left_out(node))
+		node->start(node);
+}
+
+/*
+ * The node is about to be fetched from for the first time since its beginning or
+ * its rescan: queues its requests and those of all that the answer needs as well.
+ */
+void
+residency_node_start(FdwNode *node)
+{
+	ListCell   *lc;
+
+	if (node->group != NULL)
+	{
+		foreach(lc, node->group->nodes)
+		{
+			FdwNode    *other = (FdwNode *) lfirst(lc);
+
+			if (other != node && other->state != NULL && !other->started)
+				start_other(other);
+		}
+	}
+	if (!node->started)
+		node->start(node);
+}
+
+/*
+ * Starts the scans of a query that read a region it is about to write to for the first
+ * time, so that none of them sees the write.  Scans with parameters are left: the
+ * values are not known yet.
+ */
+void
+residency_start_before_write(EState *estate, Oid serverid)
+{
+	dlist_iter	iter;
+
+	dlist_foreach(iter, &live_nodes)
+	{
+		FdwNode    *node = dlist_container(FdwNode, link, iter.cur);
+
+		if (node->state->ss.ps.state == estate && node->serverid == serverid &&
+			!node->modifies && !node->started && bms_is_empty(node->state->ss.ps.plan->allParam))
+			start_other(node);
+	}
+}
+
+/* the node of a plan node if it is one of ours */
+static FdwNode *
+node_of(PlanState *ps)
+{
+	dlist_iter	iter;
+
+	dlist_foreach(iter, &live_nodes)
+	{
+		FdwNode    *node = dlist_container(FdwNode, link, iter.cur);
+
+		if (&node->state->ss.ps == ps)
+			return node;
+	}
+	return NULL;
+}
+
+/* a context like the given one, but with a group of its own */
+static StartContext
+new_group(StartContext context)
+{
+	context.group = palloc0(sizeof(FdwGroup));
+	return context;
+}
+
+/* is there a scan of ours below? looks no further than joins and appends go */
+static bool
+has_remote(PlanState *ps)
+{
+	if (ps == NULL)
+		return false;
+	switch (nodeTag(ps))
+	{
+		case T_ForeignScanState:
+			return node_of(ps) != NULL;
+		case T_AppendState:
+			for (int i = 0; i < ((AppendState *) ps)->as_nplans; i++)
+				if (has_remote(((AppendState *) ps)->appendplans[i]))
+					return true;
+			return false;
+		case T_MergeAppendState:
+			for (int i = 0; i < ((MergeAppendState *) ps)->ms_nplans; i++)
+				if (has_remote(((MergeAppendState *) ps)->mergeplans[i]))
+					return true;
+			return false;
+		case T_SubqueryScanState:
+			return has_remote(((SubqueryScanState *) ps)->subplan);
+		case T_CustomScanState:
+			{
+				ListCell   *lc;
+
+				foreach(lc, ((CustomScanState *) ps)->custom_ps)
+					if (has_remote((PlanState *) lfirst(lc)))
+						return true;
+				return false;
+			}
+		default:
+			return has_remote(outerPlanState(ps)) || has_remote(innerPlanState(ps));
+	}
+}
+
+/* children of an Append or MergeAppend; pruned: it chooses among them at run time */
+static void
+walk_children(PlanState *ps, PlanState **children, int n, bool pruned, StartContext context)
+{
+	for (int i = 0; i < n; i++)
+	{
+		StartContext child = context;
+
+		if (pruned)
+		{
+			child.pruner = ps;
+			child.pruner_index = i;
+		}
+		walk(children[i], child);
+	}
+}
+
+/* both sides of a join */
+static void
+walk_join(PlanState *ps, StartContext context)
+{
+	PlanState  *outer = outerPlanState(ps);
+	PlanState  *inner = innerPlanState(ps);
+	bool		both = has_remote(outer) && has_remote(inner);
+
+	if (IsA(ps, MergeJoinState) && context.group == NULL)
+		context = new_group(context);
+	/* the outer side waits only for the hash table of a purely local inner one */
+	walk(outer, IsA(ps, HashJoinState) && !both && context.group ? new_group(context) : context);
+	if (IsA(ps, NestLoopState) && ((NestLoop *) ps->plan)->nestParams != NIL)
+		walk(inner, new_group(context));
+	else if (IsA(ps, NestLoopState) && context.group == NULL)
+		walk(inner, new_group(context));
+	else
+		walk(inner, both ? context : new_group(context));
+}
+
+/* sorts the scans below a plan node into groups */
+static void
+walk(PlanState *ps, StartContext context)
+{
+	FdwNode    *node;
+
+	if (ps == NULL)
+		return;
+	check_stack_depth();
+	switch (nodeTag(ps))
+	{
+		case T_ForeignScanState:
+			node = node_of(ps);
+			if (node == NULL)
+				break;
+			node->group = context.group;
+			node->pruner = context.pruner;
+			node->pruner_index = context.pruner_index;
+			if (context.group != NULL)
+				context.group->nodes = lappend(context.group->nodes, node);
+			break;
+		case T_LimitState:
+			context.group = NULL;
+			walk(outerPlanState(ps), context);
+			break;
+		case T_SortState:
+		case T_AggState:
+		case T_HashState:
+		case T_SetOpState:
+			walk(outerPlanState(ps), context.group ? context : new_group(context));
+			break;
+		case T_ResultState:
+			if (((Result *) ps->plan)->resconstantqual != NULL && context.group != NULL)
+				context = new_group(context);
+			walk(outerPlanState(ps), context);
+			break;
+		case T_AppendState:
+			walk_children(ps, ((AppendState *) ps)->appendplans, ((AppendState *) ps)->as_nplans,
+						  ((AppendState *) ps)->as_prune_state != NULL &&
+						  ((AppendState *) ps)->as_prune_state->do_exec_prune, context);
+			break;
+		case T_MergeAppendState:
+			walk_children(ps, ((MergeAppendState *) ps)->mergeplans,
+						  ((MergeAppendState *) ps)->ms_nplans,
+						  ((MergeAppendState *) ps)->ms_prune_state != NULL &&
+						  ((MergeAppendState *) ps)->ms_prune_state->do_exec_prune,
+						  context.group ? context : new_group(context));
+			break;
+		case T_NestLoopState:
+		case T_MergeJoinState:
+		case T_HashJoinState:
+			walk_join(ps, context);
+			break;
+		case T_SubqueryScanState:
+			walk(((SubqueryScanState *) ps)->subplan, context);
+			break;
+		case T_CustomScanState:
+			{
+				ListCell   *lc;
+
+				foreach(lc, ((CustomScanState *) ps)->custom_ps)
+					walk((PlanState *) lfirst(lc), context);
+				break;
+			}
+		default:
+			walk(outerPlanState(ps), context);
+			walk(innerPlanState(ps), context);
+			break;
+	}
+}
+
+/*
+ * Groups the scans of a query that has just been initialized.  Costs next to nothing
+ * for a query without remote scans.
+ */
+void
+residency_fdw_collect_scans(QueryDesc *queryDesc)
+{
+	EState	   *estate = queryDesc->estate;
+	StartContext context = {.estate = estate};
+	MemoryContext old;
+	bool		any = false;
+	dlist_iter	iter;
+	ListCell   *lc;
+
+	dlist_foreach(iter, &live_nodes)
+	{
+		if (dlist_container(FdwNode, link, iter.cur)->state->ss.ps.state == estate)
+		{
+			any = true;
+			break;
+		}
+	}
+	if (!any)
+		return;
+	old = MemoryContextSwitchTo(estate->es_query_cxt);
+	walk(queryDesc->planstate, new_group(context));
+	foreach(lc, estate->es_subplanstates)
+		walk((PlanState *) lfirst(lc), new_group(context));
+	MemoryContextSwitchTo(old);
+}
+
+/* the transaction has ended, and all requests with it */
+static void
+at_transaction_end(XactEvent event, void *arg)
+{
+	dlist_iter	iter;
+
+	switch (event)
+	{
+		case XACT_EVENT_ABORT:
+		case XACT_EVENT_COMMIT:
+		case XACT_EVENT_PREPARE:
+			break;
+		default:
+			return;
+	}
+	dlist_foreach(iter, &live_nodes)
+	{
+		FdwNode    *node = dlist_container(FdwNode, link, iter.cur);
+
+		node->declare = node->current = node->ahead = NULL;
+		node->gone = true;
+	}
+}
+
+/* a subtransaction has ended: what began in it is gone, or belongs to its parent now */
+static void
+at_subtransaction_end(SubXactEvent event, SubTransactionId subid,
+					  SubTransactionId parent, void *arg)
+{
+	dlist_iter	iter;
+
+	if (event != SUBXACT_EVENT_ABORT_SUB && event != SUBXACT_EVENT_COMMIT_SUB)
+		return;
+	dlist_foreach(iter, &live_nodes)
+	{
+		FdwNode    *node = dlist_container(FdwNode, link, iter.cur);
+
+		if (node->subid != subid)
+			continue;
+		if (event == SUBXACT_EVENT_ABORT_SUB)
+			node->gone = true;
+		else
+			node->subid = parent;
+	}
+}
+
+/* registers what must be told about transactions; after residency_commit_init */
+void
+residency_fdw_start_init(void)
+{
+	RegisterXactCallback(at_transaction_end, NULL);
+	RegisterSubXactCallback(at_subtransaction_end, NULL);
+}
