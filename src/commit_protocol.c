@@ -268,7 +268,7 @@ pre_commit(void)
 		else
 		{
 			/* the answer is read at the next use */
-			residency_pipeline_control(region, "COMMIT")->abandoned = true;
+			residency_pipeline_quiet(region, "COMMIT");
 			residency_pipeline_sync(region);
 			residency_transaction_reset(region);
 		}
@@ -369,7 +369,7 @@ abort_everywhere(void)
 		{
 			/* PREPARE was sent: if it succeeded, ROLLBACK did nothing */
 			snprintf(sql, sizeof(sql), "ROLLBACK PREPARED '%s'", region->gid);
-			residency_pipeline_control(region, sql)->abandoned = true;
+			residency_pipeline_quiet(region, sql);
 			residency_pipeline_sync(region);
 		}
 		forget_commit(region);

@@ -168,7 +168,8 @@ extern RemoteRequest *residency_pipeline_add(RemoteRegion *region, RemoteKind ki
 											 int nparams, const char *const *values,
 											 int flags, int64 expect);
 extern void residency_pipeline_enqueue(RemoteRegion *region, RemoteRequest *req);
-extern RemoteRequest *residency_pipeline_control(RemoteRegion *region, const char *sql);
+extern void residency_pipeline_control(RemoteRegion *region, const char *sql);
+extern void residency_pipeline_quiet(RemoteRegion *region, const char *sql);
 extern void residency_pipeline_sync(RemoteRegion *region);
 extern void residency_pipeline_push_queued(RemoteRegion *region);
 extern bool residency_pipeline_advance(RemoteRegion *region);

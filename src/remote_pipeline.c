@@ -191,9 +191,13 @@ residency_pipeline_enqueue(RemoteRegion *region, RemoteRequest *req)
 	if (req->flags & REMOTE_DEFERRED)
 		region->deferred++;
 	if (region->state == REMOTE_OPEN)
+	{
 		push_request(region, req);
-	else
-		dlist_push_tail(&region->queued, &req->node);
+		return;
+	}
+	dlist_push_tail(&region->queued, &req->node);
+	if (region->state == REMOTE_CLOSED)
+		residency_pipeline_abandon_lost(region);	/* it is lost, and will not be made again */
 }
 
 /* makes an entry and puts it into the pipeline */
@@ -208,10 +212,20 @@ residency_pipeline_add(RemoteRegion *region, RemoteKind kind, const char *sql,
 }
 
 /* queues a command of our own, whose answer matters only if it is an error */
-RemoteRequest *
+void
 residency_pipeline_control(RemoteRegion *region, const char *sql)
 {
-	return residency_pipeline_add(region, REMOTE_KIND_CONTROL, sql, 0, NULL, 0, -1);
+	(void) residency_pipeline_add(region, REMOTE_KIND_CONTROL, sql, 0, NULL, 0, -1);
+}
+
+/* the same for a command whose error concerns nobody either: the end of a transaction */
+void
+residency_pipeline_quiet(RemoteRegion *region, const char *sql)
+{
+	RemoteRequest *req = residency_pipeline_make(region, REMOTE_KIND_CONTROL, sql, 0, NULL, 0, -1);
+
+	req->abandoned = true;
+	residency_pipeline_enqueue(region, req);
 }
 
 /* the connection stands: hands over all that has waited for it, as one flight */

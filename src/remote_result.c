@@ -93,7 +93,7 @@ copy_field(char *buf, Size size, PGresult *res, int code)
 /*
  * Keeps a remote error until it is thrown.  The first one counts; a later one only if
  * it makes an outer level useless.  Errors that merely follow from the first are
- * not kept.
+ * not kept, nor are those of an end of transaction that nobody waits for.
  */
 void
 residency_error_store(RemoteRegion *region, int level, PGresult *res)
@@ -106,8 +106,9 @@ residency_error_store(RemoteRegion *region, int level, PGresult *res)
 
 	if (state != NULL && strlen(state) == 5)
 		sqlstate = MAKE_SQLSTATE(state[0], state[1], state[2], state[3], state[4]);
-	if (region->failed_level > 0 &&
-		(level >= region->failed_level || sqlstate == ERRCODE_IN_FAILED_SQL_TRANSACTION))
+	if (region->level == 0 ||
+		(region->failed_level > 0 &&
+		 (level >= region->failed_level || sqlstate == ERRCODE_IN_FAILED_SQL_TRANSACTION)))
 		return;
 
 	memset(error, 0, sizeof(*error));
@@ -133,7 +134,7 @@ void
 residency_error_store_text(RemoteRegion *region, int level, int sqlstate,
 						   const char *message, const char *hint)
 {
-	if (region->failed_level > 0 && level >= region->failed_level)
+	if (region->level == 0 || (region->failed_level > 0 && level >= region->failed_level))
 		return;
 	memset(&region->error, 0, sizeof(RemoteError));
 	region->failed_level = level;

@@ -199,12 +199,12 @@ residency_transaction_hello(RemoteRegion *region)
 }
 
 /*
- * Makes sure that there is a connection worth starting a transaction on.  One that
- * was closed while it was idle is replaced at once; what is found out later is
- * dealt with in residency_pipeline_lost.
+ * Closes a connection that no transaction should be started on: its server's options
+ * changed, or it was closed by the other side while it was idle.  What is found out
+ * later is dealt with in residency_pipeline_lost.
  */
 static void
-ensure_connection(RemoteRegion *region)
+drop_unusable_connection(RemoteRegion *region)
 {
 	if (region->cancel_socket != PGINVALID_SOCKET)
 		residency_cancel_finish(region);
@@ -219,15 +219,14 @@ ensure_connection(RemoteRegion *region)
 		residency_connection_close(region);
 		residency_pipeline_abandon_lost(region);
 	}
-	if (region->state == REMOTE_CLOSED)
-		residency_connection_start(region);
 }
 
 /* queues BEGIN with the local isolation level and access mode, then hello if need be */
 static void
 queue_begin(RemoteRegion *region)
 {
-	ensure_connection(region);
+	drop_unusable_connection(region);
+	residency_error_clear(region);
 	region->transaction++;
 	region->level = region->base = GetCurrentTransactionNestLevel();
 	region->proved = region->ending = region->wrote = false;
@@ -235,6 +234,8 @@ queue_begin(RemoteRegion *region)
 	region->role_known = true;
 	region->role = InvalidOid;
 	region->cursors = 0;
+	if (region->state == REMOTE_CLOSED)
+		residency_connection_start(region);
 	residency_pipeline_control(region, psprintf("BEGIN ISOLATION LEVEL %s%s",
 												IsolationUsesXactSnapshot() ? "REPEATABLE READ" : "READ COMMITTED",
 												XactReadOnly ? " READ ONLY" : ""));
@@ -396,14 +397,14 @@ residency_transaction_abort_level(RemoteRegion *region, int level)
 
 		residency_pipeline_sync(region);	/* the rollback must be first in its flight */
 		if (whole)
-			residency_pipeline_control(region, "ROLLBACK")->abandoned = true;
+			residency_pipeline_quiet(region, "ROLLBACK");
 		else
 		{
 			snprintf(sql, sizeof(sql), "ROLLBACK TO SAVEPOINT s%d", level);
-			residency_pipeline_control(region, sql)->abandoned = true;
+			residency_pipeline_quiet(region, sql);
 			residency_pipeline_sync(region);
 			snprintf(sql, sizeof(sql), "RELEASE SAVEPOINT s%d", level);
-			residency_pipeline_control(region, sql)->abandoned = true;
+			residency_pipeline_quiet(region, sql);
 		}
 		residency_pipeline_sync(region);
 	}
