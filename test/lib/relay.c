@@ -56,6 +56,7 @@ relay_now(void)
 	return (int64_t) t.tv_sec * 1000000000 + t.tv_nsec;
 }
 
+/* Ends the relay, and with it the test: there is nothing to recover here. */
 void
 relay_die(const char *what)
 {
@@ -63,6 +64,7 @@ relay_die(const char *what)
 	exit(1);
 }
 
+/* Zeroed memory; does not return without. */
 void *
 relay_alloc(size_t size)
 {
@@ -126,6 +128,7 @@ relay_close(Connection *conn, bool reset)
 	conn->dead = true;
 }
 
+/* Forgets what a closed connection still had to deliver. */
 static void
 free_chunks(Flow *flow)
 {
@@ -236,6 +239,7 @@ deliver(Connection *conn, int direction)
 		relay_close(conn, false);
 }
 
+/* Appends to a direction's queue, due after the link's delay as it is now. */
 static void
 enqueue(Connection *conn, int direction, ChunkKind kind, const unsigned char *data, size_t size)
 {
@@ -363,6 +367,7 @@ accept_connection(Link *link)
 		relay_close(conn, true);
 }
 
+/* Handles an event on one side's socket; the end of one way leaves the other open. */
 static void
 connection_event(Connection *conn, int side, uint32_t what)
 {
@@ -539,6 +544,7 @@ read_arguments(int argc, char **argv)
 	return control;
 }
 
+/* The loop: one round handles what has come, then delivers what is due. */
 int
 main(int argc, char **argv)
 {

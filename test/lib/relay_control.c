@@ -116,6 +116,7 @@ print_counts(FILE *out, const Link *link, const Connection *only)
 			(unsigned long long) sum.reader[IN].messages);
 }
 
+/* Counts only: the protocol's state must live on. */
 static void
 reset_watch(Watch *watch)
 {
@@ -127,6 +128,7 @@ reset_watch(Watch *watch)
 	}
 }
 
+/* All counts of all links to zero; open connections count as not opened. */
 static void
 reset_counts(void)
 {
@@ -171,6 +173,7 @@ set_trap(Link *link, const char *way, const char *action, const char *hex)
 	return true;
 }
 
+/* Closes or reopens a link's listening socket; connections there are live on. */
 static bool
 set_accepting(Link *link, bool accept)
 {

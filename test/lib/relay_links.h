@@ -57,7 +57,7 @@ typedef struct Flow
 	Chunk	   *last;
 	size_t		queued;			/* bytes */
 	int64_t		due;			/* of the last chunk ever queued */
-	bool		blocked;		/* the receiver takes no more for now */
+	bool		blocked;		/* the receiver's buffer is full */
 	bool		ended;			/* nothing more will be read */
 	bool		closed;			/* the end was delivered */
 	unsigned char tail[TRAP_SIZE];	/* last bytes read, while a trap is set */

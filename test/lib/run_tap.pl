@@ -1,0 +1,113 @@
+# Runs TAP tests side by side and adds their numbers to the file of results.
+#
+#   run_tap.pl RESULTS JOBS FILE ...
+#
+# prove would do but for three things: it does not say how many tests passed when some
+# did not, a "Bail out!" of one file ends all others, and the log of a failed test is
+# what one wants to see next.  A file that ends early, prints no test or takes
+# longer than RESIDENCY_TEST_SECONDS (default 900) counts as one failed test more.
+use strict;
+use warnings;
+
+use File::Basename qw(basename);
+use File::Path qw(make_path);
+use TAP::Parser;
+use Time::HiRes qw(sleep time);
+
+my ($results, $jobs, @files) = @ARGV;
+my $limit = $ENV{RESIDENCY_TEST_SECONDS} || 900;
+my $logs = "$ENV{TESTDIR}/tmp_check/log";
+my ($passed, $failed) = (0, 0);
+my %running;
+
+make_path($logs);
+$| = 1;
+
+# Starts a file in a process group of its own, its output in a file.
+sub start
+{
+	my ($file) = @_;
+	my $output = "$logs/" . basename($file) . '.tap';
+	my $pid = fork() // die "fork: $!";
+
+	if ($pid == 0)
+	{
+		setpgrp(0, 0);
+		open(STDIN, '<', '/dev/null');
+		open(STDOUT, '>', $output) or die "$output: $!";
+		open(STDERR, '>&', \*STDOUT);
+		exec($^X, $file) or exit(127);
+	}
+	$running{$pid} = { file => $file, output => $output, begin => time };
+	return;
+}
+
+# Prints the end of a file, marked as such.
+sub tail
+{
+	my ($path, $n) = @_;
+
+	open(my $file, '<', $path) or return;
+	my @lines = readline($file);
+	@lines = @lines[ -$n .. -1 ] if @lines > $n;
+	print "  ---- end of ", basename($path), "\n", map { "  | $_" } @lines;
+	return;
+}
+
+# Counts what a finished file has said.
+sub finish
+{
+	my ($test, $status) = @_;
+	my $name = basename($test->{file});
+	my $seconds = sprintf('%.0f s', time - $test->{begin});
+
+	open(my $output, '<', $test->{output}) or die "$test->{output}: $!";
+	my $tap = do { local $/; readline($output) } // '';
+	my $bailed = $tap =~ s/^Bail out!.*$//mg;
+	my $parser = TAP::Parser->new({ tap => $tap });
+	$parser->run;
+
+	my $good = $parser->passed;
+	my $bad = $parser->failed;
+	$bad++ if $parser->parse_errors || $bailed || $test->{late} || ($status && !$bad);
+	$passed += $good;
+	$failed += $bad;
+	if ($parser->skip_all)
+	{
+		print "skipped  $name  ", $parser->skip_all, "\n";
+		return;
+	}
+	print $bad ? "FAILED   " : "ok       ", "$name  $good passed, $bad failed  ($seconds)\n";
+	return unless $bad;
+	print "  took longer than $limit s\n" if $test->{late};
+	tail($test->{output}, 60);
+	tail("$logs/regress_log_" . ($name =~ s/\.pl$//r), 40);
+	return;
+}
+
+while (@files || %running)
+{
+	start(shift @files) while @files && keys %running < $jobs;
+	my $pid = waitpid(-1, 1);    # WNOHANG
+
+	if ($pid > 0 && $running{$pid})
+	{
+		finish(delete $running{$pid}, $?);
+		next;
+	}
+	foreach my $p (keys %running)
+	{
+		my $age = time - $running{$p}{begin};
+
+		next if $age < $limit;
+		kill($running{$p}{late} && $age > $limit + 30 ? 'KILL' : 'TERM', -$p)
+		  if !$running{$p}{late} || $age > $limit + 30;
+		$running{$p}{late} = 1;
+	}
+	sleep(0.05);
+}
+
+open(my $out, '>>', $results) or die "$results: $!";
+print $out "tap $passed $failed\n";
+close($out);
+exit($failed ? 1 : 0);
