@@ -5,10 +5,10 @@
 #   make check-regress    pg_regress, one temporary server
 #   make check-isolation  isolation tester, one temporary server
 #   make check-tap        several servers, test/t; TAP=test/t/001_relay.pl runs just these
-#   make check            all of them, whatever fails, and one line at the end
+#   make check-all        all of them, whatever fails, and one line at the end
 #
 # pg_regress and the isolation tester are called directly: PGXS's targets want a running
-# server, or know nothing of where our tests lie.
+# server, or know nothing of where our tests lie; and "check" is a name of theirs.
 
 RESULTS    = tmp_check/results
 TEST_JOBS ?= 2
@@ -28,7 +28,7 @@ TEST_ENV = LC_ALL=C.UTF-8 env -u PGHOST -u PGPORT -u PGUSER -u PGDATABASE -u PGS
 	PERL5LIB="$(TEST_TOOL)/perl:$(CURDIR)/test/lib" \
 	RESIDENCY_RELAY="$(CURDIR)/test/lib/relay"
 
-.PHONY: relay check check-style check-regress check-isolation check-tap check-fresh
+.PHONY: relay check-all check-style check-regress check-isolation check-tap check-fresh
 
 relay: test/lib/relay
 
@@ -37,38 +37,38 @@ test/lib/relay: $(wildcard test/lib/relay*.c) $(wildcard test/lib/relay*.h)
 
 # servers of an earlier run would be in the way
 check-fresh:
-	rm -rf tmp_check
-	mkdir -p tmp_check/log
+	@rm -rf tmp_check
+	@mkdir -p tmp_check/log
 
 check-style:
-	mkdir -p tmp_check
-	tools/check_style.sh $(RESULTS)
+	@mkdir -p tmp_check
+	@tools/check_style.sh $(RESULTS)
 
 check-regress:
-	rm -rf tmp_check/regress
-	mkdir -p tmp_check/regress
+	@rm -rf tmp_check/regress
+	@mkdir -p tmp_check/regress
 ifneq ($(REGRESS_TESTS),)
-	$(TEST_ENV) test/lib/run_regress.sh $(RESULTS) regress tmp_check/regress \
+	@$(TEST_ENV) test/lib/run_regress.sh $(RESULTS) regress tmp_check/regress \
 		$(TEST_TOOL)/regress/pg_regress --inputdir=test --outputdir=tmp_check/regress \
 		--temp-instance=tmp_check/regress/pg $(TEST_CONF) --dbname=regress_residency \
 		--load-extension=$(EXTENSION) $(REGRESS_TESTS)
 endif
 
 check-isolation:
-	rm -rf tmp_check/isolation
-	mkdir -p tmp_check/isolation
+	@rm -rf tmp_check/isolation
+	@mkdir -p tmp_check/isolation
 ifneq ($(ISOLATION_TESTS),)
-	$(TEST_ENV) test/lib/run_regress.sh $(RESULTS) isolation tmp_check/isolation \
+	@$(TEST_ENV) test/lib/run_regress.sh $(RESULTS) isolation tmp_check/isolation \
 		$(TEST_TOOL)/isolation/pg_isolation_regress --inputdir=test --outputdir=tmp_check/isolation \
 		--temp-instance=tmp_check/isolation/pg $(TEST_CONF) --dbname=isolation_residency \
 		--load-extension=$(EXTENSION) $(ISOLATION_TESTS)
 endif
 
 check-tap: relay
-	rm -rf tmp_check/t_*
-	$(TEST_ENV) perl test/lib/run_tap.pl $(RESULTS) $(TEST_JOBS) $(TAP)
+	@rm -rf tmp_check/t_*
+	@$(TEST_ENV) perl test/lib/run_tap.pl $(RESULTS) $(TEST_JOBS) $(TAP)
 
-check: check-fresh
+check-all: check-fresh
 	@for suite in style regress isolation tap; do \
 		echo "== $$suite"; \
 		$(MAKE) --no-print-directory check-$$suite || echo "$$suite 0 0 failed" >> $(RESULTS); \
