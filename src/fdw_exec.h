@@ -65,13 +65,12 @@ extern void residency_start_before_write(EState *estate, Oid serverid);
 /* fdw_modify_rows.c */
 typedef struct FdwModify FdwModify;
 extern FdwModify *residency_modify_make(EState *estate, ResultRelInfo *rri, CmdType operation,
-										List *targets, List *returning, bool do_nothing,
-										bool wants_row, List *subplan_tlist);
-extern void residency_modify_end(FdwModify *modify);
+										bool counts, List *targets, List *returning,
+										bool do_nothing, bool wants_row, List *subplan_tlist);
+extern uint64 residency_modify_end(FdwModify *modify);
+extern uint64 residency_modify_settle(EState *estate);
 extern void residency_modify_flush_all(RemoteRegion *region);
 extern TupleTableSlot *residency_modify_insert(FdwModify *modify, TupleTableSlot *slot);
-extern void residency_modify_insert_batch(FdwModify *modify, TupleTableSlot **slots, int *nslots);
-extern int	residency_modify_batch_size(FdwModify *modify);
 extern TupleTableSlot *residency_modify_update(FdwModify *modify, TupleTableSlot *slot,
 											   TupleTableSlot *plan_slot);
 extern TupleTableSlot *residency_modify_delete(FdwModify *modify, TupleTableSlot *slot,

@@ -2,7 +2,10 @@
  * fdw_modify.c
  *		Callbacks for writes to foreign partitions: INSERT, COPY, UPDATE, DELETE, TRUNCATE.
  *
- * They translate what the executor says into fdw_modify_rows.c's terms.  Row triggers
+ * They translate what the executor says into fdw_modify_rows.c's terms.  Core's batches are
+ * not used: they do not exist for COPY before 16, and would be awaited one by one.
+ *
+ * Row triggers
  * of a resident table run at the home, where the row is; so their flags are cleared in the
  * gateway's copy of the trigger description, or they would run twice.
  */
@@ -18,10 +21,17 @@
 #include "nodes/nodeFuncs.h"
 #include "nodes/value.h"
 #include "optimizer/optimizer.h"
+#include "tcop/utility.h"
 #include "utils/lsyscache.h"
 #include "utils/rel.h"
 
 #include "regions.h"
+
+static ExecutorRun_hook_type next_ExecutorRun = NULL;
+static ProcessUtility_hook_type next_ProcessUtility = NULL;
+
+/* rows that the COPY under way has counted and that were not written */
+static uint64 copy_missing = 0;
 
 /*
  * Throws that a row cannot get another region.  relid is the table or a partition;
@@ -136,7 +146,7 @@ residencyBeginForeignModify(ModifyTableState *mtstate, ResultRelInfo *rri, List 
 		return;
 	returning = columns_looked_at(rri, list_nth(fdw_private, FdwModifyReturning), &only_home);
 	rri->ri_FdwState = residency_modify_make(mtstate->ps.state, rri, mtstate->operation,
-											 list_nth(fdw_private, FdwModifyTarget), returning,
+											 mtstate->canSetTag, list_nth(fdw_private, FdwModifyTarget), returning,
 											 boolVal(list_nth(fdw_private, FdwModifyDoNothing)),
 											 only_home, outerPlan(mtstate->ps.plan)->targetlist);
 	clear_row_triggers(rri);
@@ -163,7 +173,7 @@ residencyBeginForeignInsert(ModifyTableState *mtstate, ResultRelInfo *rri)
 						 residency_server_region(GetForeignTable(RelationGetRelid(rri->ri_RelationDesc))->serverid))));
 	returning = columns_looked_at(rri, NIL, &only_home);
 	rri->ri_FdwState = residency_modify_make(mtstate->ps.state, rri, CMD_INSERT,
-											 writable_columns(rri->ri_RelationDesc), returning,
+											 plan == NULL || mtstate->canSetTag, writable_columns(rri->ri_RelationDesc), returning,
 											 conflict == ONCONFLICT_NOTHING, only_home, NIL);
 	clear_row_triggers(rri);
 }
@@ -173,23 +183,6 @@ residencyExecForeignInsert(EState *estate, ResultRelInfo *rri, TupleTableSlot *s
 						   TupleTableSlot *plan_slot)
 {
 	return residency_modify_insert(rri->ri_FdwState, slot);
-}
-
-static TupleTableSlot **
-residencyExecForeignBatchInsert(EState *estate, ResultRelInfo *rri, TupleTableSlot **slots,
-								TupleTableSlot **plan_slots, int *nslots)
-{
-	residency_modify_insert_batch(rri->ri_FdwState, slots, nslots);
-	return *nslots > 0 ? slots : NULL;
-}
-
-static int
-residencyGetForeignModifyBatchSize(ResultRelInfo *rri)
-{
-	/* core returns rows and checks views one by one */
-	if (rri->ri_projectReturning != NULL || rri->ri_WithCheckOptions != NIL)
-		return 1;
-	return residency_modify_batch_size(rri->ri_FdwState);
 }
 
 static TupleTableSlot *
@@ -210,8 +203,45 @@ residencyExecForeignDelete(EState *estate, ResultRelInfo *rri, TupleTableSlot *s
 static void
 residencyEndForeignModify(EState *estate, ResultRelInfo *rri)
 {
-	if (rri->ri_FdwState != NULL)
-		residency_modify_end(rri->ri_FdwState);
+	uint64		missing;
+
+	if (rri->ri_FdwState == NULL)
+		return;
+	missing = residency_modify_end(rri->ri_FdwState);
+	rri->ri_FdwState = NULL;
+	/* COPY has no plan, and counts by itself */
+	if (estate->es_plannedstmt == NULL)
+		copy_missing += missing;
+}
+
+/* after the run of a query: its count of rows becomes what the homes have written */
+static void
+modify_ExecutorRun(COMPAT_RUN_ARGS)
+{
+	uint64		missing;
+
+	if (next_ExecutorRun)
+		next_ExecutorRun(COMPAT_RUN_PASS);
+	else
+		standard_ExecutorRun(COMPAT_RUN_PASS);
+	missing = residency_modify_settle(queryDesc->estate);
+	queryDesc->estate->es_processed -= Min(missing, queryDesc->estate->es_processed);
+}
+
+/* the same for COPY */
+static void
+modify_ProcessUtility(PlannedStmt *pstmt, const char *queryString, bool readOnlyTree,
+					  ProcessUtilityContext context, ParamListInfo params,
+					  QueryEnvironment *queryEnv, DestReceiver *dest, QueryCompletion *qc)
+{
+	ProcessUtility_hook_type next = next_ProcessUtility ? next_ProcessUtility : standard_ProcessUtility;
+	bool		copy = IsA(pstmt->utilityStmt, CopyStmt);
+
+	if (copy)
+		copy_missing = 0;
+	next(pstmt, queryString, readOnlyTree, context, params, queryEnv, dest, qc);
+	if (copy && qc != NULL)
+		qc->nprocessed -= Min(copy_missing, qc->nprocessed);
 }
 
 /*
@@ -252,8 +282,6 @@ residency_fdw_modify_routine(FdwRoutine *routine)
 {
 	routine->BeginForeignModify = residencyBeginForeignModify;
 	routine->ExecForeignInsert = residencyExecForeignInsert;
-	routine->ExecForeignBatchInsert = residencyExecForeignBatchInsert;
-	routine->GetForeignModifyBatchSize = residencyGetForeignModifyBatchSize;
 	routine->ExecForeignUpdate = residencyExecForeignUpdate;
 	routine->ExecForeignDelete = residencyExecForeignDelete;
 	routine->EndForeignModify = residencyEndForeignModify;
@@ -263,9 +291,13 @@ residency_fdw_modify_routine(FdwRoutine *routine)
 	residency_direct_routine(routine);
 }
 
-/* registers the row buffers' producer; called once, from _PG_init */
+/* registers the row buffers' producer, and the hooks; called once, from _PG_init */
 void
 residency_fdw_modify_init(void)
 {
 	residency_remote_register_producer(residency_modify_flush_all);
+	next_ExecutorRun = ExecutorRun_hook;
+	ExecutorRun_hook = modify_ExecutorRun;
+	next_ProcessUtility = ProcessUtility_hook;
+	ProcessUtility_hook = modify_ProcessUtility;
 }
