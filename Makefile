@@ -29,3 +29,4 @@ sql/$(EXTENSION)--$(EXTVERSION).sql: $(SQL_PARTS)
 	{ printf '%s\n' '\echo Use "CREATE EXTENSION residency" to load this file. \quit'; cat $(SQL_PARTS); } > $@
 
 include test/test.mk
+-include bench/bench.mk

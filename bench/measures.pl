@@ -1,6 +1,6 @@
 # Measures statements over distance, side by side with postgres_fdw on the same servers.
 #
-#   bench/run measures.pl [--rows 1000000] [--insert 100000] [--pairs 5] [--only PATTERN]
+#   test/run bench ARGS="[--rows 1000000] [--insert 100000] [--pairs 5] [--only PATTERN]"
 #
 # Three regions stand behind the test bed's relay: usa-gbr 80 ms, usa-aus 200 ms and
 # gbr-aus 120 ms round trip.  postgres_fdw reaches the same servers through the same
@@ -286,7 +286,7 @@ sub bulk
 	return;
 }
 
-print "# Measures\n\n", 'Machine: ', `nproc` =~ s/\n//r, " cores; ", `uname -sr`;
+print 'Machine: ', `nproc` =~ s/\n//r, " cores; ", `uname -sr`;
 heading();
 $r = Regions->new(relay => 1, dbname => 'identity');
 $r->psql('usa', '', extra_params => [ '-f', "$top/examples/identity/schema.sql" ]);
