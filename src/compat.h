@@ -47,6 +47,26 @@
 #define COMPAT_HAS_PERMISSION_INFOS 1
 #endif
 
+/* ExecInitRangeTable takes permission infos since 16, and the relations that were
+ * not pruned since 18 */
+#if PG_VERSION_NUM >= 180000
+#define compat_init_range_table(estate, rtable, infos) \
+	ExecInitRangeTable(estate, rtable, infos, bms_add_range(NULL, 1, list_length(rtable)))
+#elif PG_VERSION_NUM >= 160000
+#define compat_init_range_table(estate, rtable, infos) \
+	ExecInitRangeTable(estate, rtable, infos)
+#else
+#define compat_init_range_table(estate, rtable, infos) ExecInitRangeTable(estate, rtable)
+#endif
+
+/* EvalPlanQualInit takes the result relations since 16; these are for updates
+ * outside of a plan */
+#if PG_VERSION_NUM >= 160000
+#define compat_epq_init(epq, estate) EvalPlanQualInit(epq, estate, NULL, NIL, -1, NIL)
+#else
+#define compat_epq_init(epq, estate) EvalPlanQualInit(epq, estate, NULL, NIL, -1)
+#endif
+
 /* ExecutorRun lost its execute_once argument in 18 */
 #if PG_VERSION_NUM >= 180000
 #define COMPAT_RUN_ARGS QueryDesc *queryDesc, ScanDirection direction, uint64 count

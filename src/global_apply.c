@@ -1,0 +1,271 @@
+/*
+ * global_apply.c
+ *		residency.apply(): takes the changes of global tables that a gateway sends.
+ *
+ * Runs in a session that a gateway opened, as that gateway's role, inside the
+ * distributed transaction.  Rows are locked in the order in which they come.  At a
+ * row's home its order is decided: another writer is waited for no longer than
+ * residency.home_wait, and only the version that the gateway saw is replaced.
+ * Copies wait up to residency.lock_timeout, and take what comes.  So of two
+ * simultaneous writers of a row the first at its home wins, and the other one
+ * knows after one round trip.
+ */
+#include "residency.h"
+
+#include "access/xact.h"
+#include "catalog/pg_type.h"
+#include "commands/trigger.h"
+#include "miscadmin.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+#include "utils/guc.h"
+#include "utils/lsyscache.h"
+#include "utils/memutils.h"
+#include "utils/rel.h"
+
+#include "global_internal.h"
+#include "guard.h"
+#include "regions.h"
+
+PG_FUNCTION_INFO_V1(residency_apply);
+PG_FUNCTION_INFO_V1(residency_apply_truncate);
+
+/* true while rows are applied: a trigger that fires then must not apply others */
+static bool applying = false;
+
+/* The strings (char *) of a text array without NULLs. */
+static List *
+array_strings(ArrayType *array)
+{
+	Datum	   *values;
+	int			n;
+	List	   *strings = NIL;
+
+	deconstruct_array(array, TEXTOID, -1, false, TYPALIGN_INT, &values, NULL, &n);
+	for (int i = 0; i < n; i++)
+		strings = lappend(strings, TextDatumGetCString(values[i]));
+	return strings;
+}
+
+/* Throws unless another region may apply changes in this session now. */
+static void
+check_session(void)
+{
+	if (residency_session_gateway() == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("changes of global tables are applied only in sessions opened by another region"),
+				 errhint("Write the global table itself, at any gateway.")));
+	if (applying)
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("a trigger cannot apply changes of global tables"),
+				 errhint("Let a trigger of a global table write other global tables at the gateway.")));
+	if (residency_self() == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("this database is not a region yet"),
+				 errhint("Call residency.init() in it.")));
+}
+
+/* Bounds the waits for locks that follow, to that many milliseconds. */
+static void
+set_limit(ApplyRun *run, int limit)
+{
+	char		value[16];
+
+	if (run->limit == limit)
+		return;
+	/* 0 would mean to wait for ever */
+	snprintf(value, sizeof(value), "%d", Max(limit, 1));
+	(void) set_config_option("lock_timeout", value, PGC_USERSET, PGC_S_SESSION,
+							 GUC_ACTION_SAVE, true, 0, false);
+	run->limit = limit;
+}
+
+/* True if the current error is that of a lock not obtained in time. */
+static bool
+is_lock_timeout(ErrorData *error)
+{
+	return error->sqlerrcode == ERRCODE_LOCK_NOT_AVAILABLE &&
+		error->message_id != NULL &&
+		strcmp(error->message_id, "canceling statement due to lock timeout") == 0;
+}
+
+/*
+ * Throws the current error again, as what it means to the gateway: a lost race is
+ * 40001 at the home, a wait that was too long 40P01 at a copy, and a violated key
+ * is reported without the values that it has.
+ */
+static void
+rethrow(ApplyRun *run, MemoryContext context)
+{
+	ErrorData  *error;
+	const char *region = residency_self()->region;
+	bool		primary;
+
+	MemoryContextSwitchTo(context);
+	error = CopyErrorData();
+	if (is_lock_timeout(error))
+	{
+		FlushErrorState();
+		if (run->at_home)
+			ereport(ERROR,
+					(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
+					 errmsg("could not serialize access to global table \"%s\" in region \"%s\"",
+							run->table, region),
+					 errdetail("Another transaction is changing the row there, where its home is."),
+					 errhint("Try the transaction again.")));
+		ereport(ERROR,
+				(errcode(ERRCODE_T_R_DEADLOCK_DETECTED),
+				 errmsg("could not lock a row of global table \"%s\" in region \"%s\" in time",
+						run->table ? run->table : "?", region),
+				 errdetail("Another transaction has kept it locked for %d ms.", run->limit),
+				 errhint("Try the transaction again, or raise residency.lock_timeout in that region.")));
+	}
+	if (error->sqlerrcode != ERRCODE_UNIQUE_VIOLATION || error->constraint_name == NULL)
+		PG_RE_THROW();
+
+	primary = OidIsValid(run->index) && get_rel_name(run->index) != NULL &&
+		strcmp(error->constraint_name, get_rel_name(run->index)) == 0;
+	FlushErrorState();
+	if (primary)
+		ereport(ERROR,
+				(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
+				 errmsg("could not serialize access to global table \"%s\" in region \"%s\"",
+						run->table, region),
+				 errdetail("Another transaction has inserted a row with the same key there."),
+				 errhint("Try the transaction again.")));
+	ereport(ERROR,
+			(errcode(ERRCODE_UNIQUE_VIOLATION),
+			 errmsg("duplicate key value violates unique constraint \"%s\" of global table \"%s\" in region \"%s\"",
+					error->constraint_name, run->table, region),
+			 err_generic_string(PG_DIAG_SCHEMA_NAME, error->schema_name ? error->schema_name : ""),
+			 err_generic_string(PG_DIAG_TABLE_NAME, run->table),
+			 err_generic_string(PG_DIAG_CONSTRAINT_NAME, error->constraint_name)));
+}
+
+/* Applies all records of a call. */
+static void
+apply_changes(ApplyRun *run, List *tables, List *homes, text *changes)
+{
+	ChangeReader reader = {0};
+	bool	   *home_here = palloc0(sizeof(bool) * (list_length(homes) + 1));
+	ListCell   *lc;
+
+	foreach(lc, homes)
+		home_here[foreach_current_index(lc) + 1] =
+			strcmp(lfirst(lc), residency_self()->region) == 0;
+	reader.next = VARDATA_ANY(changes);
+	reader.end = reader.next + VARSIZE_ANY_EXHDR(changes);
+
+	set_limit(run, residency_lock_timeout);
+	residency_target_open_all(run, tables, RowExclusiveLock);
+	while (residency_text_next(&reader))
+	{
+		ApplyTarget *target;
+
+		CHECK_FOR_INTERRUPTS();
+		if (reader.table < 1 || reader.table > list_length(run->targets) ||
+			reader.home > list_length(homes))
+			ereport(ERROR,
+					(errcode(ERRCODE_PROTOCOL_VIOLATION),
+					 errmsg("change of an unknown global table received from another region")));
+		target = list_nth(run->targets, reader.table - 1);
+		run->at_home = home_here[reader.home];
+		run->table = RelationGetRelationName(target->rel);
+		run->index = target->index;
+		set_limit(run, run->at_home ? residency_home_wait : residency_lock_timeout);
+		residency_target_apply(run, target, &reader);
+	}
+	run->at_home = false;
+	set_limit(run, residency_lock_timeout);
+	residency_target_finish(run);
+	if (run->last)
+		residency_recheck_all();
+}
+
+/* Empties the tables of a call. */
+static void
+apply_truncate(ApplyRun *run, List *tables)
+{
+	ListCell   *lc;
+
+	set_limit(run, residency_lock_timeout);
+	residency_target_open_all(run, tables, ExclusiveLock);
+	foreach(lc, run->targets)
+	{
+		ApplyTarget *target = lfirst(lc);
+
+		run->table = RelationGetRelationName(target->rel);
+		residency_target_clear(run, target);
+	}
+	residency_target_finish(run);
+}
+
+/*
+ * residency.apply(tables, regions, changes, last): applies the records in "changes",
+ * whose grammar is in global_internal.h.  With "last" false other records of the
+ * same statement follow in another call.
+ */
+Datum
+residency_apply(PG_FUNCTION_ARGS)
+{
+	ApplyRun	run = {.limit = -1, .last = PG_GETARG_BOOL(3)};
+	List	   *tables;
+	List	   *homes;
+	text	   *changes;
+	MemoryContext context = CurrentMemoryContext;
+	int			level;
+
+	check_session();
+	tables = array_strings(PG_GETARG_ARRAYTYPE_P(0));
+	homes = array_strings(PG_GETARG_ARRAYTYPE_P(1));
+	changes = PG_GETARG_TEXT_PP(2);
+	level = NewGUCNestLevel();
+	applying = true;
+	PG_TRY();
+	{
+		apply_changes(&run, tables, homes, changes);
+	}
+	PG_CATCH();
+	{
+		applying = false;
+		rethrow(&run, context);
+	}
+	PG_END_TRY();
+	applying = false;
+	AtEOXact_GUC(true, level);
+	PG_RETURN_VOID();
+}
+
+/*
+ * residency.apply_truncate(tables): TRUNCATE at a gateway.  Rows are deleted, as a
+ * prepared TRUNCATE would keep readers out for as long as its outcome is in doubt.
+ */
+Datum
+residency_apply_truncate(PG_FUNCTION_ARGS)
+{
+	ApplyRun	run = {.limit = -1, .last = true};
+	List	   *tables;
+	MemoryContext context = CurrentMemoryContext;
+	int			level;
+
+	check_session();
+	tables = array_strings(PG_GETARG_ARRAYTYPE_P(0));
+	level = NewGUCNestLevel();
+	applying = true;
+	PG_TRY();
+	{
+		apply_truncate(&run, tables);
+	}
+	PG_CATCH();
+	{
+		applying = false;
+		rethrow(&run, context);
+	}
+	PG_END_TRY();
+	applying = false;
+	AtEOXact_GUC(true, level);
+	PG_RETURN_VOID();
+}

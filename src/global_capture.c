@@ -1,0 +1,218 @@
+/*
+ * global_capture.c
+ *		Trigger of global tables: notes what the client's transaction does to them.
+ *
+ * The triggers are ENABLE ALWAYS and fire AFTER, so nothing that changes a row at
+ * the gateway escapes them, be it COPY, a referential action or a logical
+ * replication worker.  They do no input or output: rows are read and sent later.
+ *
+ * In a session that a gateway opened, residency.apply() never lets this trigger
+ * fire for what it writes.  So a call there means that something else writes a
+ * global table (a user's trigger, say): its change would reach the other regions
+ * behind the back of the gateway that commits the transaction, and is refused.
+ */
+#include "residency.h"
+
+#include "access/htup_details.h"
+#include "access/transam.h"
+#include "access/xact.h"
+#include "commands/trigger.h"
+#include "utils/datum.h"
+#include "utils/rel.h"
+
+#include "global_internal.h"
+#include "guard.h"
+#include "regions.h"
+#include "remote.h"
+
+/* notes are sent in the middle of a statement when there are more than this */
+#define NOTES_LIMIT			20000
+#define NOTES_BYTES_LIMIT	(8 * 1024 * 1024)
+
+PG_FUNCTION_INFO_V1(residency_capture);
+
+/* Throws if this session is a leaf: see the head of this file. */
+static void
+refuse_in_leaf(Relation rel)
+{
+	const char *gateway = residency_session_gateway();
+
+	if (gateway)
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("cannot write global table \"%s\" in a session opened by region \"%s\"",
+						RelationGetRelationName(rel), gateway),
+				 errdetail("Triggers that run here for rows written elsewhere cannot write global tables."),
+				 errhint("Let a trigger of a global table write it at the gateway: one that is not ENABLE ALWAYS or REPLICA.")));
+}
+
+/*
+ * Throws if an UPDATE changed the region of a directory row.  A trigger refuses that
+ * before the update, but a BEFORE trigger that sorts behind it may still do it.
+ */
+static void
+check_region(NoteTable *table, Relation rel, HeapTuple old, HeapTuple new)
+{
+	TupleDesc	desc = RelationGetDescr(rel);
+	Form_pg_attribute attr = TupleDescAttr(desc, table->region_attno - 1);
+	bool		old_null;
+	bool		new_null;
+	Datum		before;
+	Datum		after;
+
+	if (!table->is_directory)
+		return;
+	before = heap_getattr(old, table->region_attno, desc, &old_null);
+	after = heap_getattr(new, table->region_attno, desc, &new_null);
+	if (old_null == new_null &&
+		(old_null || datum_image_eq(before, after, attr->attbyval, attr->attlen)))
+		return;
+	ereport(ERROR,
+			(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+			 errmsg("cannot change the region of a row of table \"%s\"",
+					RelationGetRelationName(rel)),
+			 errdetail("Column \"%s\" names the region that stores the rows of this key.",
+					   NameStr(attr->attname)),
+			 errhint("Delete the row with all that belongs to its key, and insert it with the new region.")));
+}
+
+/* Takes the key's values out of a row. */
+static void
+get_key(NoteTable *table, Relation rel, HeapTuple tuple, Datum *key)
+{
+	for (int k = 0; k < table->nkeys; k++)
+	{
+		bool		isnull;
+
+		key[k] = heap_getattr(tuple, table->keys[k], RelationGetDescr(rel), &isnull);
+		Assert(!isnull);
+	}
+}
+
+/* True if both keys are the same to the last byte, so that nothing was renamed. */
+static bool
+key_unchanged(NoteTable *table, const Datum *old, const Datum *new)
+{
+	for (int k = 0; k < table->nkeys; k++)
+		if (!datum_image_eq(old[k], new[k], table->byvals[k], table->lens[k]))
+			return false;
+	return true;
+}
+
+/* Notes that a row was there before with this key, and where its home is. */
+static Note *
+note_old(NoteTable *table, Relation rel, HeapTuple old, const Datum *key, bool ours)
+{
+	bool		found;
+	bool		isnull;
+	Note	   *note = residency_note_row(table, key, &found);
+	Datum		region;
+
+	residency_note_base(note, old, ours);
+	if (note->home == NULL || !ours)
+	{
+		region = heap_getattr(old, table->region_attno, RelationGetDescr(rel), &isnull);
+		if (!isnull)
+			note->home = residency_note_home(table, region);
+	}
+	residency_note_touch(note);
+	return note;
+}
+
+/* Notes that a row came into being with this key; *found: the key was noted before. */
+static Note *
+note_new(NoteTable *table, const Datum *key, bool *found)
+{
+	Note	   *note = residency_note_row(table, key, found);
+
+	residency_note_base(note, NULL, false);
+	residency_note_touch(note);
+	return note;
+}
+
+/* Notes one row event. */
+static void
+capture_row(TriggerData *trigdata, NoteTable *table)
+{
+	Relation	rel = trigdata->tg_relation;
+	HeapTuple	old = trigdata->tg_trigtuple;
+	HeapTuple	new = trigdata->tg_newtuple;
+	Datum		key[INDEX_MAX_KEYS];
+	Datum		new_key[INDEX_MAX_KEYS];
+	bool		ours;
+	bool		found;
+
+	if (TRIGGER_FIRED_BY_INSERT(trigdata->tg_event))
+	{
+		get_key(table, rel, old, key);
+		note_new(table, key, &found);
+		return;
+	}
+
+	ours = TransactionIdIsCurrentTransactionId(HeapTupleHeaderGetXmin(old->t_data));
+	get_key(table, rel, old, key);
+	if (TRIGGER_FIRED_BY_UPDATE(trigdata->tg_event))
+	{
+		check_region(table, rel, old, new);
+		get_key(table, rel, new, new_key);
+		if (!key_unchanged(table, key, new_key))
+		{
+			Note	   *from = note_old(table, rel, old, key, ours);
+			Note	   *to = note_new(table, new_key, &found);
+
+			/* equal under the type's equality: one note, one row, no move */
+			if (from != to)
+				residency_note_move(table, from, to, found, !ours);
+			return;
+		}
+	}
+	note_old(table, rel, old, key, ours);
+}
+
+/*
+ * residency.capture(): AFTER INSERT OR UPDATE OR DELETE FOR EACH ROW, and AFTER
+ * TRUNCATE FOR EACH STATEMENT, on global tables.
+ */
+Datum
+residency_capture(PG_FUNCTION_ARGS)
+{
+	TriggerData *trigdata = (TriggerData *) fcinfo->context;
+	NoteTable  *table;
+
+	if (!CALLED_AS_TRIGGER(fcinfo) || !TRIGGER_FIRED_AFTER(trigdata->tg_event))
+		ereport(ERROR,
+				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
+				 errmsg("residency.capture() can only be called as an AFTER trigger")));
+
+	refuse_in_leaf(trigdata->tg_relation);
+	table = residency_note_table(trigdata->tg_relation);
+	if (residency_other_servers() == NIL)
+	{
+		/* nobody has a copy, but the directory's rule holds from the start */
+		if (TRIGGER_FIRED_BY_UPDATE(trigdata->tg_event))
+			check_region(table, trigdata->tg_relation,
+						 trigdata->tg_trigtuple, trigdata->tg_newtuple);
+		return PointerGetDatum(NULL);
+	}
+
+	if (TRIGGER_FIRED_BY_TRUNCATE(trigdata->tg_event))
+		residency_global_send_truncate(trigdata->tg_relation, table);
+	else
+		capture_row(trigdata, table);
+
+	if (residency_notes_dirty > NOTES_LIMIT || residency_notes_bytes > NOTES_BYTES_LIMIT)
+	{
+		residency_global_send(false, false);
+		residency_notes_forget_sent();
+	}
+	return PointerGetDatum(NULL);
+}
+
+/* Called once per backend from _PG_init. */
+void
+residency_global_init(void)
+{
+	residency_notes_init();
+	residency_send_init();
+	residency_recheck_init();
+}

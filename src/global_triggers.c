@@ -1,0 +1,143 @@
+/*
+ * global_triggers.c
+ *		Which triggers fire for rows of a global table that another gateway sent.
+ *
+ * User triggers have run at the gateway, and what they wrote is on its way too.
+ * Here only those fire that their owner has marked ENABLE ALWAYS or REPLICA, and
+ * never our own capture.  Foreign keys:
+ *
+ *	 between global tables	the gateway has checked them on its copies, and the
+ *							home checks again on the rows that decide; other
+ *							copies do not.  Referential actions are not repeated:
+ *							the rows that they changed are on their way.  But at
+ *							the home they turn into a check that no reference is
+ *							left, as somebody may have inserted one meanwhile.
+ *	 from other tables		rows of resident partitions, and of tables that only
+ *							this region has, are checked and acted on in every
+ *							region: only it can see them.
+ *
+ * A table's triggers are copied once per scope with all that must not fire set to
+ * disabled.  The copies have the same triggers at the same positions, since the
+ * executor caches what it knows of them by position.
+ */
+#include "residency.h"
+
+#include "catalog/pg_trigger.h"
+#include "commands/trigger.h"
+#include "nodes/makefuncs.h"
+#include "parser/parse_func.h"
+#include "utils/fmgroids.h"
+#include "utils/rel.h"
+
+#include "global_internal.h"
+#include "regions.h"
+
+/* True for the trigger of global_capture.c. */
+static bool
+is_capture(Trigger *trigger)
+{
+	List	   *name = list_make2(makeString(pstrdup(RESIDENCY_SCHEMA)),
+								  makeString(pstrdup("capture")));
+	Oid			function = LookupFuncName(name, 0, NULL, true);
+
+	list_free_deep(name);
+	return trigger->tgfoid == function;
+}
+
+/* True if both ends of a foreign key are global tables; one of them has the trigger. */
+static bool
+between_global_tables(Trigger *trigger)
+{
+	const TableRule *rule = residency_table_rule(trigger->tgconstrrelid);
+
+	return rule != NULL && rule->kind == RESIDENCY_GLOBAL;
+}
+
+/*
+ * True for a foreign key's trigger whose check waits for the last piece of a batch:
+ * one that the home runs at once, and that an incomplete batch could fail.
+ */
+bool
+residency_trigger_waits(Trigger *trigger)
+{
+	return trigger->tgisinternal && !trigger->tginitdeferred &&
+		trigger->tgenabled != TRIGGER_DISABLED &&
+		RI_FKey_trigger_type(trigger->tgfoid) != RI_TRIGGER_NONE &&
+		(RI_FKey_trigger_type(trigger->tgfoid) == RI_TRIGGER_FK ||
+		 between_global_tables(trigger));
+}
+
+/*
+ * The function that a foreign key's trigger runs for rows that were sent: an action
+ * between global tables becomes a check.  (Actions are never deferred, so no later
+ * event can run the action after all.)
+ */
+Oid
+residency_trigger_function(Trigger *trigger)
+{
+	switch (trigger->tgfoid)
+	{
+		case F_RI_FKEY_CASCADE_DEL:
+		case F_RI_FKEY_SETNULL_DEL:
+		case F_RI_FKEY_SETDEFAULT_DEL:
+			return between_global_tables(trigger) ? F_RI_FKEY_NOACTION_DEL : trigger->tgfoid;
+		case F_RI_FKEY_CASCADE_UPD:
+		case F_RI_FKEY_SETNULL_UPD:
+		case F_RI_FKEY_SETDEFAULT_UPD:
+			return between_global_tables(trigger) ? F_RI_FKEY_NOACTION_UPD : trigger->tgfoid;
+		default:
+			return trigger->tgfoid;
+	}
+}
+
+/* Decides whether a trigger fires in a scope: see the head of this file. */
+static bool
+fires(Trigger *trigger, ApplyScope scope)
+{
+	if (trigger->tgenabled == TRIGGER_DISABLED)
+		return false;
+	if (!trigger->tgisinternal)
+		return (trigger->tgenabled == TRIGGER_FIRES_ALWAYS ||
+				trigger->tgenabled == TRIGGER_FIRES_ON_REPLICA) && !is_capture(trigger);
+
+	switch (RI_FKey_trigger_type(trigger->tgfoid))
+	{
+		case RI_TRIGGER_FK:
+			return scope == SCOPE_HOME ||
+				(scope == SCOPE_PIECE && !residency_trigger_waits(trigger));
+		case RI_TRIGGER_PK:
+			if (!between_global_tables(trigger))
+				return true;
+			return scope == SCOPE_HOME ||
+				(scope == SCOPE_PIECE && !residency_trigger_waits(trigger));
+		default:
+			/* deferrable unique constraints, and what later versions invent */
+			return true;
+	}
+}
+
+/*
+ * The triggers of a table as rows of this scope see them, in the current memory
+ * context; NULL if the table has none.
+ */
+TriggerDesc *
+residency_triggers_for(Relation rel, ApplyScope scope)
+{
+	TriggerDesc *desc = CopyTriggerDesc(rel->trigdesc);
+
+	if (desc == NULL)
+		return NULL;
+	for (int i = 0; i < desc->numtriggers; i++)
+	{
+		Trigger    *trigger = &desc->triggers[i];
+
+		if (!fires(trigger, scope))
+			trigger->tgenabled = TRIGGER_DISABLED;
+		else
+		{
+			trigger->tgenabled = TRIGGER_FIRES_ALWAYS;
+			trigger->tgfoid = residency_trigger_function(trigger);
+		}
+	}
+	return desc;
+}
