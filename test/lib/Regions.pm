@@ -13,7 +13,7 @@
 #              "usa>gbr"; and each has a link for clients, named "client>usa" [0]
 #   delay      ms each way between regions, if there is a relay [0]
 #   scram      who comes by TCP logs in with SCRAM, but for the superuser [0]
-#   ssl        the servers offer TLS, and regions insist on it [0]
+#   ssl        the servers offer TLS; all but the superuser must use it [0]
 #   fsync      for tests of crashes of the machine; a killed server needs none [0]
 #   conf       further lines for postgresql.conf
 #   dbname     [app]
@@ -92,7 +92,7 @@ sub _configure
 	$node->append_conf('postgresql.conf', $conf . ($o{conf} // ''));
 
 	unlink("$data/pg_hba.conf");
-	$node->append_conf('pg_hba.conf', join("\n", 'local all all trust', "$host all $user 127.0.0.1/32 trust",
+	$node->append_conf('pg_hba.conf', join("\n", 'local all all trust', "host all $user 127.0.0.1/32 trust",
 		"$host all all 127.0.0.1/32 " . ($o{scram} ? 'scram-sha-256' : 'trust')));
 	return;
 }
@@ -243,6 +243,7 @@ sub round_trips
 	my ($self, $region, $sql) = @_;
 	my $session = $self->warm($region);
 
+	$session->{stderr} = '';
 	my ($trips, $ms) = $self->relay->waited(sub { $session->query($sql) });
 	croak "round_trips: $session->{stderr}" if $session->{stderr} && $session->{stderr} =~ /ERROR|FATAL/;
 	return wantarray ? ($trips, $ms) : $trips;
