@@ -109,7 +109,7 @@ BEGIN
 		RAISE EXCEPTION USING ERRCODE = '42622',
 			MESSAGE = format('the name of a region must not be longer than 63 bytes, this one has %s', octet_length(region));
 	END IF;
-	IF region ~ '^pg_' OR region IN ('public', 'residency', 'information_schema', 'shared', 'none') THEN
+	IF region ~ '^pg_' OR region IN ('public', 'residency', 'information_schema') THEN
 		RAISE EXCEPTION USING ERRCODE = '42939',
 			MESSAGE = format('region name "%s" is reserved', region),
 			DETAIL = 'The schema of the same name has another use.',
@@ -196,7 +196,6 @@ $$;
 COMMENT ON FUNCTION residency.init(pg_catalog.text, pg_catalog.text)
 	IS 'makes this database a region; connection tells the others how to reach it';
 
--- How a region describes itself to the others, without anything secret.
 CREATE VIEW residency.tables AS
 	SELECT r.relation,
 		   CASE r.kind WHEN 'g' THEN 'global' ELSE 'resident' END AS kind,

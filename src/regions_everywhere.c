@@ -10,6 +10,8 @@
  */
 #include "residency.h"
 
+#include "catalog/namespace.h"
+#include "catalog/pg_type.h"
 #include "executor/spi.h"
 #include "miscadmin.h"
 #include "nodes/parsenodes.h"
@@ -177,6 +179,21 @@ queue_statement(List *regions, const char *sql)
 }
 
 /*
+ * Serialises with other changes, and gives all regions the caller's search_path, so
+ * that an unqualified name means the same there.
+ */
+static void
+begin_change(void)
+{
+	Oid			types[1] = {TEXTOID};
+	Datum		values[1] = {CStringGetTextDatum(namespace_search_path)};
+
+	if (SPI_execute_with_args("SELECT residency.begin_change($1)", 1, types, values,
+							  NULL, false, 0) != SPI_OK_SELECT)
+		elog(ERROR, "residency.begin_change() failed");
+}
+
+/*
  * residency.run_everywhere(sql text) runs the statements in every region, each as
  * the role that the admin mapping of the region names, here as the current user.
  * It returns when all of them succeeded; the commit of the transaction commits
@@ -203,8 +220,7 @@ residency_run_everywhere(PG_FUNCTION_ARGS)
 	own = pstrdup(self->region);
 
 	SPI_connect();
-	if (SPI_execute("SELECT residency.begin_change()", false, 0) != SPI_OK_SELECT)
-		elog(ERROR, "residency.begin_change() failed");
+	begin_change();
 	foreach(lc, statements)
 		requests = lappend(requests, queue_statement(regions, lfirst(lc)));
 	residency_remote_flush();

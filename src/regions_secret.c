@@ -10,6 +10,7 @@
  */
 #include "residency.h"
 
+#include "access/xact.h"
 #include "commands/defrem.h"
 #include "commands/user.h"
 #include "foreign/foreign.h"
@@ -17,7 +18,6 @@
 #include "nodes/makefuncs.h"
 #include "nodes/value.h"
 #include "parser/parse_node.h"
-#include "utils/acl.h"
 #include "utils/builtins.h"
 #include "utils/syscache.h"
 
@@ -67,40 +67,21 @@ draw_secret(void)
 	return secret;
 }
 
-/*
- * Gives the role a new password, making the role if it is not there: it may log
- * in, and inherits nothing.
- */
+/* Gives the gateway's role, which learn_region() made, a new password. */
 static void
 store_verifier(const char *role, char *verifier)
 {
 	ParseState *pstate = make_parsestate(NULL);
-	DefElem    *password = makeDefElem("password", (Node *) makeString(verifier), -1);
+	AlterRoleStmt *alter = makeNode(AlterRoleStmt);
 
-	if (SearchSysCacheExists1(AUTHNAME, CStringGetDatum(role)))
-	{
-		AlterRoleStmt *alter = makeNode(AlterRoleStmt);
-
-		alter->role = makeNode(RoleSpec);
-		alter->role->roletype = ROLESPEC_CSTRING;
-		alter->role->rolename = pstrdup(role);
-		alter->role->location = -1;
-		alter->options = list_make1(password);
-		alter->action = +1;
-		AlterRole(pstate, alter);
-	}
-	else
-	{
-		CreateRoleStmt *create = makeNode(CreateRoleStmt);
-
-		create->stmt_type = ROLESTMT_USER;
-		create->role = pstrdup(role);
-		create->options =
-			list_make3(password,
-					   makeDefElem("canlogin", (Node *) makeBoolean(true), -1),
-					   makeDefElem("inherit", (Node *) makeBoolean(false), -1));
-		CreateRole(pstate, create);
-	}
+	alter->role = makeNode(RoleSpec);
+	alter->role->roletype = ROLESPEC_CSTRING;
+	alter->role->rolename = pstrdup(role);
+	alter->role->location = -1;
+	alter->options =
+		list_make1(makeDefElem("password", (Node *) makeString(pstrdup(verifier)), -1));
+	alter->action = +1;
+	AlterRole(pstate, alter);
 	free_parsestate(pstate);
 	CommandCounterIncrement();
 }

@@ -1,0 +1,337 @@
+--
+-- residency.add_region(): checks first, then one atomic commit in all regions.
+--
+-- Everything that can be wrong with the other side is found before anything is
+-- changed anywhere; the server and the mapping made here beforehand, in order to
+-- ask, vanish with the transaction.
+--
+
+-- Makes the server and the admin mapping of a region that is to join, from a
+-- connection string; or checks those that the caller has made.
+CREATE FUNCTION residency.prepare_server(region pg_catalog.name, connection pg_catalog.text)
+	RETURNS pg_catalog.void
+	LANGUAGE plpgsql VOLATILE
+	SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+	exists_already bool := EXISTS (SELECT FROM pg_foreign_server s WHERE s.srvname = region);
+	options        record;
+BEGIN
+	IF connection IS NULL THEN
+		IF NOT exists_already THEN
+			RAISE EXCEPTION USING ERRCODE = '22023',
+				MESSAGE = format('region "%s" has no server yet, and no connection string is given', region),
+				HINT = format('Run SELECT residency.add_region(%L, ''host=... port=... dbname=...'').', region);
+		END IF;
+		RETURN;
+	END IF;
+	IF exists_already THEN
+		RAISE EXCEPTION USING ERRCODE = '42710',
+			MESSAGE = format('server "%s" exists already', region),
+			HINT = format('Run SELECT residency.add_region(%L) to join that server, or DROP SERVER %I first.', region, region);
+	END IF;
+	options := residency.server_options(connection);
+	IF NOT ('user' = ANY (options.mapping)) THEN
+		options.mapping := ARRAY['user', current_user::text] || options.mapping;
+	END IF;
+	EXECUTE format('CREATE SERVER %I FOREIGN DATA WRAPPER residency %s',
+				   region, residency.options_clause(options.server));
+	EXECUTE format('CREATE USER MAPPING FOR CURRENT_USER SERVER %I %s',
+				   region, residency.options_clause(options.mapping));
+END
+$$;
+COMMENT ON FUNCTION residency.prepare_server(pg_catalog.name, pg_catalog.text)
+	IS 'part of add_region: server and admin mapping of the region that joins';
+
+-- Compares the other server with this one.  The first question asks nothing that needs
+-- the extension, so that its absence can be told from other errors.
+CREATE FUNCTION residency.check_newcomer(region pg_catalog.name) RETURNS pg_catalog.text[]
+	LANGUAGE plpgsql VOLATILE
+	SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+	question CONSTANT text := $sql$
+		SELECT pg_catalog.current_setting('server_version_num'),
+			   pg_catalog.current_setting('is_superuser'),
+			   (SELECT x.extversion FROM pg_catalog.pg_extension x
+				WHERE x.extname OPERATOR(pg_catalog.=) 'residency'),
+			   pg_catalog.pg_encoding_to_char(d.encoding),
+			   d.datcollate, d.datctype,
+			   pg_catalog.concat(d.datlocprovider, pg_catalog.to_jsonb(d) OPERATOR(pg_catalog.->>) 'daticulocale'),
+			   pg_catalog.current_setting('max_prepared_transactions'),
+			   CASE WHEN pg_catalog.current_setting('is_superuser') OPERATOR(pg_catalog.=) 'on'
+			   THEN pg_catalog.current_setting('shared_preload_libraries') END,
+			   pg_catalog.host(pg_catalog.inet_client_addr()),
+			   pg_catalog.pg_is_in_recovery()::pg_catalog.text
+		FROM pg_catalog.pg_database d
+		WHERE d.datname OPERATOR(pg_catalog.=) pg_catalog.current_database()$sql$;
+	here  text[];
+	there text[];
+	label text;
+	i     int4;
+BEGIN
+	SELECT a.answer INTO here FROM residency.ask(ARRAY[residency.own_region()], question) a;
+	SELECT a.answer INTO there FROM residency.ask(ARRAY[region], question, joined => false) a;
+
+	IF there[1]::int4 < 150000 THEN
+		RAISE EXCEPTION USING ERRCODE = '0A000',
+			MESSAGE = format('server of region "%s" runs PostgreSQL %s, which is older than 15', region, there[1]::int4 / 10000),
+			HINT = 'Upgrade that server.';
+	END IF;
+	IF there[11]::bool THEN
+		RAISE EXCEPTION USING ERRCODE = '25006',
+			MESSAGE = format('server of region "%s" is a standby', region),
+			HINT = 'Give the connection of its primary.';
+	END IF;
+	IF there[2] <> 'on' THEN
+		RAISE EXCEPTION USING ERRCODE = '42501',
+			MESSAGE = format('must be superuser in region "%s" to let it join', region),
+			HINT = 'Name a superuser of that server in the connection string (user=...), or in the user mapping.';
+	END IF;
+	IF there[9] !~ '(^|,)\s*"?(\$libdir/)?residency"?\s*(,|$)' THEN
+		RAISE EXCEPTION USING ERRCODE = '55000',
+			MESSAGE = format('server of region "%s" does not preload the extension', region),
+			HINT = format('Put this line into its postgresql.conf and restart it: shared_preload_libraries = ''%s''',
+						  CASE WHEN there[9] = '' THEN 'residency' ELSE there[9] || ', residency' END);
+	END IF;
+	IF there[8]::int4 = 0 THEN
+		RAISE EXCEPTION USING ERRCODE = '55000',
+			MESSAGE = format('server of region "%s" allows no prepared transactions', region),
+			HINT = 'Put this line into its postgresql.conf and restart it: max_prepared_transactions = 200';
+	END IF;
+	IF there[3] IS NULL THEN
+		RAISE EXCEPTION USING ERRCODE = '55000',
+			MESSAGE = format('extension "residency" is not installed in the database of region "%s"', region),
+			HINT = 'Run CREATE EXTENSION residency there.';
+	END IF;
+	IF there[3] <> here[3] THEN
+		RAISE EXCEPTION USING ERRCODE = '55000',
+			MESSAGE = format('extension "residency" has version %s in region "%s", and version %s here', there[3], region, here[3]),
+			HINT = 'Run ALTER EXTENSION residency UPDATE in the region with the older version.';
+	END IF;
+	FOR i, label IN VALUES (4, 'encoding'), (5, 'collation'), (6, 'character classification'), (7, 'locale provider') LOOP
+		IF there[i] IS DISTINCT FROM here[i] THEN
+			RAISE EXCEPTION USING ERRCODE = '55000',
+				MESSAGE = format('database of region "%s" has another %s: %s there, %s here', region, label, there[i], here[i]),
+				DETAIL = 'Texts would not compare alike in all regions.',
+				HINT = 'Make that database anew with CREATE DATABASE ... TEMPLATE template0 ENCODING ... LC_COLLATE ... LC_CTYPE ....';
+		END IF;
+	END LOOP;
+	RETURN there;
+END
+$$;
+COMMENT ON FUNCTION residency.check_newcomer(pg_catalog.name)
+	IS 'part of add_region: what the other server is like; raises an error if unfit';
+
+-- The other side's own region: none yet, or that name and alone.  Returns its
+-- incarnation (0: none yet), its connection, and the name of our role there.
+CREATE FUNCTION residency.check_identity(region pg_catalog.name, roles pg_catalog.name[],
+		OUT incarnation pg_catalog.int8, OUT connection pg_catalog.text, OUT role_names pg_catalog.name[])
+	LANGUAGE plpgsql VOLATILE
+	SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+	there text[];
+	self  residency.self;
+BEGIN
+	SELECT a.answer INTO there FROM residency.ask(ARRAY[region], $sql$
+		SELECT s.region, s.deployment, s.incarnation, s.connection,
+			   (SELECT pg_catalog.count(*) FROM residency.region),
+			   (SELECT pg_catalog.count(*) FROM residency.rule),
+			   (SELECT pg_catalog.array_agg(residency.gateway_role(g.name) ORDER BY g.ordinality)
+				FROM pg_catalog.unnest($1::pg_catalog.name[]) WITH ORDINALITY g (name, ordinality))
+		FROM (SELECT) one LEFT JOIN residency.self s ON true$sql$,
+		ARRAY[roles::text], joined => false) a;
+	SELECT * INTO self FROM residency.self;
+
+	IF there[1] IS NOT NULL AND there[2]::int8 = self.deployment AND there[3]::int8 = self.incarnation THEN
+		RAISE EXCEPTION USING ERRCODE = '22023',
+			MESSAGE = format('connection of region "%s" leads back to this region', region),
+			HINT = 'Check host, port and dbname.';
+	ELSIF there[1] IS NOT NULL AND there[1] <> region::text THEN
+		RAISE EXCEPTION USING ERRCODE = '55000',
+			MESSAGE = format('database given for region "%s" is region "%s" already', region, there[1]),
+			HINT = 'Check host, port and dbname, or join it under its own name.';
+	ELSIF there[5]::int8 > 1 THEN
+		RAISE EXCEPTION USING ERRCODE = '55000',
+			MESSAGE = format('region "%s" belongs to another deployment already', region),
+			DETAIL = format('It knows %s regions.', there[5]),
+			HINT = 'Check host, port and dbname.';
+	ELSIF there[6]::int8 > 0 THEN
+		RAISE EXCEPTION USING ERRCODE = '55000',
+			MESSAGE = format('region "%s" has declared tables of its own', region),
+			HINT = 'Join a region first, and declare its tables afterwards.';
+	END IF;
+	incarnation := coalesce(there[3]::int8, 0);
+	connection := there[4];
+	role_names := there[7]::name[];
+END
+$$;
+COMMENT ON FUNCTION residency.check_identity(pg_catalog.name, pg_catalog.name[])
+	IS 'part of add_region: the other side''s own region; raises an error if unfit';
+
+-- Raises an error unless PostgreSQL answers where one region believes another one is.
+CREATE FUNCTION residency.check_way(from_region pg_catalog.name, to_region pg_catalog.name,
+		options pg_catalog.text[], joined pg_catalog.bool) RETURNS pg_catalog.void
+	LANGUAGE plpgsql VOLATILE
+	SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+	there text[];
+	plain text[] := '{}';
+BEGIN
+	FOR i IN 1 .. cardinality(options) BY 2 LOOP
+		IF options[i] IN ('host', 'hostaddr', 'port') THEN
+			plain := plain || options[i : i + 1];
+		END IF;
+	END LOOP;
+	SELECT a.answer INTO there FROM residency.ask(ARRAY[from_region],
+		'SELECT residency.reachable($1::pg_catalog.text)',
+		ARRAY[residency.connection_string(plain) || ' connect_timeout=5'], joined => joined) a;
+	IF there[1] IS NOT NULL THEN
+		RAISE EXCEPTION USING ERRCODE = '08001',
+			MESSAGE = format('region "%s" cannot reach region "%s" at %s', from_region, to_region, residency.connection_string(plain)),
+			DETAIL = format('Its answer: %s.', there[1]),
+			HINT = format('Run SELECT residency.set_connection(''host=... port=... dbname=...'') in region "%s" with an address at which all regions reach it.', to_region);
+	END IF;
+END
+$$;
+COMMENT ON FUNCTION residency.check_way(pg_catalog.name, pg_catalog.name, pg_catalog.text[], pg_catalog.bool)
+	IS 'part of add_region: one region must reach the other';
+
+-- How the newcomer will reach this region: as residency.self says, or else at the
+-- address from which it sees us come (a socket directory stays one), with our port.
+CREATE FUNCTION residency.way_back(region pg_catalog.name, address pg_catalog.text) RETURNS pg_catalog.text[]
+	LANGUAGE plpgsql STABLE
+	SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+	known   text;
+	options text[];
+	host    text := address;
+BEGIN
+	SELECT s.connection INTO known FROM residency.self s;
+	IF known IS NOT NULL THEN
+		RETURN (residency.server_options(known)).server;
+	END IF;
+	SELECT array_agg(x ORDER BY o.ordinality, k) INTO options
+		FROM pg_foreign_server s
+		CROSS JOIN LATERAL pg_options_to_table(s.srvoptions) WITH ORDINALITY o (option_name, option_value, ordinality)
+		CROSS JOIN LATERAL unnest(ARRAY[o.option_name, o.option_value]) WITH ORDINALITY u (x, k)
+		WHERE s.srvname = region AND o.option_name NOT IN ('host', 'hostaddr', 'port', 'dbname');
+	IF host IS NULL THEN
+		host := split_part(current_setting('unix_socket_directories'), ',', 1);
+	END IF;
+	RETURN ARRAY['host', host, 'port', current_setting('port'), 'dbname', current_database()::text]
+		   || coalesce(options, '{}');
+END
+$$;
+COMMENT ON FUNCTION residency.way_back(pg_catalog.name, pg_catalog.text)
+	IS 'part of add_region: how the other side will reach this region';
+
+-- How the other regions reach a region: the options of the server here, as a list.
+CREATE FUNCTION residency.way_to(region pg_catalog.name) RETURNS pg_catalog.text[]
+	LANGUAGE sql STABLE
+	SET search_path = pg_catalog, pg_temp
+AS $$
+	SELECT coalesce(array_agg(u.x ORDER BY o.ordinality, u.k), '{}')
+	FROM pg_foreign_server s
+	CROSS JOIN LATERAL pg_options_to_table(s.srvoptions) WITH ORDINALITY o (option_name, option_value, ordinality)
+	CROSS JOIN LATERAL unnest(ARRAY[o.option_name, o.option_value]) WITH ORDINALITY u (x, k)
+	WHERE s.srvname = region
+$$;
+COMMENT ON FUNCTION residency.way_to(pg_catalog.name) IS 'options of a region''s server, as keyword, value, ...';
+
+CREATE FUNCTION residency.add_region(region pg_catalog.text, connection pg_catalog.text DEFAULT NULL)
+	RETURNS pg_catalog.void
+	LANGUAGE plpgsql VOLATILE
+	SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+	learn CONSTANT text := 'SELECT residency.learn_region($1::pg_catalog.name, $2::pg_catalog.int4,
+		$3::pg_catalog.int8, $4::pg_catalog.name, $5::pg_catalog.text[])';
+	own        name := residency.own_region();
+	newcomer   name := region;
+	address    text;			-- as the newcomer sees us
+	self       residency.self;
+	every      record;			-- one region of those that are in already
+	others     name[];
+	all_names  name[];
+	identity   record;
+	fresh      int4;			-- the newcomer's number
+	way        text[];
+	ways       jsonb := '{}';
+	role_there name;
+	role_here  name;
+	i          int4 := 0;
+BEGIN
+	PERFORM residency.require_superuser('add a region');
+	PERFORM residency.check_name(region);
+	SELECT * INTO self FROM residency.self;
+	IF newcomer = own OR EXISTS (SELECT FROM residency.region r WHERE r.name = newcomer) THEN
+		RAISE EXCEPTION USING ERRCODE = '42710',
+			MESSAGE = format('region "%s" has joined already', newcomer),
+			HINT = 'SELECT * FROM residency.regions lists the regions. ALTER SERVER ... OPTIONS changes how one is reached.';
+	END IF;
+	IF (SELECT count(*) FROM residency.region) >= 64 THEN
+		RAISE EXCEPTION USING ERRCODE = '54000', MESSAGE = 'a deployment has at most 64 regions';
+	END IF;
+
+	PERFORM residency.prepare_server(newcomer, connection);
+	PERFORM residency.begin_change();
+	SELECT array_agg(r.name ORDER BY r.number), array_agg(r.name ORDER BY r.number) FILTER (WHERE r.name <> own)
+		INTO all_names, others FROM residency.region r;
+	address := (residency.check_newcomer(newcomer))[10];
+	identity := residency.check_identity(newcomer, all_names);
+	IF EXISTS (SELECT FROM residency.region r WHERE r.incarnation = identity.incarnation) THEN
+		RAISE EXCEPTION USING ERRCODE = '55000',
+			MESSAGE = format('region "%s" is a clone of a region that has joined', newcomer),
+			HINT = 'Make its database anew, or run SELECT residency.renew() there.';
+	END IF;
+	SELECT min(n) INTO fresh FROM generate_series(1, 64) n
+		WHERE NOT EXISTS (SELECT FROM residency.region r WHERE r.number = n);
+
+	-- each must reach each other
+	FOREACH role_there IN ARRAY all_names LOOP
+		way := CASE WHEN role_there = own THEN residency.way_back(newcomer, address)
+			   ELSE residency.way_to(role_there) END;
+		ways := ways || jsonb_build_object(role_there, way);
+		PERFORM residency.check_way(newcomer, role_there, way, false);
+		IF role_there <> own THEN
+			PERFORM residency.check_way(role_there, newcomer, residency.way_to(newcomer), true);
+		END IF;
+	END LOOP;
+
+	-- from here on things change, in all regions or in none
+	PERFORM FROM residency.ask(others || own, 'SELECT residency.log_nothing()', deferred => true);
+	PERFORM FROM residency.ask(ARRAY[newcomer], 'SELECT residency.log_nothing()', deferred => true, joined => false);
+	PERFORM FROM residency.ask(ARRAY[newcomer],
+		'SELECT residency.join_deployment($1::pg_catalog.name, $2::pg_catalog.int4, $3::pg_catalog.int8)',
+		ARRAY[newcomer::text, fresh::text, self.deployment::text], deferred => true, joined => false);
+	SELECT a.answer[1]::int8 INTO identity.incarnation
+		FROM residency.ask(ARRAY[newcomer], 'SELECT s.incarnation FROM residency.self s', joined => false) a;
+
+	FOR every IN SELECT r.name, r.number, r.incarnation FROM residency.region r ORDER BY r.number LOOP
+		i := i + 1;
+		way := ARRAY(SELECT jsonb_array_elements_text(ways -> every.name::text));
+		role_there := identity.role_names[i];
+		SELECT a.answer[1] INTO role_here FROM residency.ask(ARRAY[every.name],
+			'SELECT residency.gateway_role($1::pg_catalog.name)', ARRAY[newcomer::text]) a;
+		PERFORM FROM residency.ask(ARRAY[newcomer], learn,
+			ARRAY[every.name::text, every.number::text, every.incarnation::text, role_there::text, way::text],
+			deferred => true, joined => false);
+		PERFORM FROM residency.ask(ARRAY[every.name], learn,
+			ARRAY[newcomer::text, fresh::text, identity.incarnation::text, role_here::text, residency.way_to(newcomer)::text],
+			deferred => true);
+		PERFORM residency.share_secret(every.name, newcomer, role_there, newcomer);
+		PERFORM residency.share_secret(newcomer, every.name, role_here, newcomer);
+	END LOOP;
+	PERFORM residency.extend_tables(newcomer);
+
+	-- nothing deferred is left unanswered: its error belongs to this statement
+	PERFORM FROM residency.ask(coalesce(others, '{}'), 'SELECT 1');
+	PERFORM FROM residency.ask(ARRAY[newcomer], 'SELECT 1', joined => false);
+END
+$$;
+COMMENT ON FUNCTION residency.add_region(pg_catalog.text, pg_catalog.text)
+	IS 'joins a region to the deployment; all regions learn of each other';

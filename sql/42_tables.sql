@@ -1,0 +1,345 @@
+--
+-- What declaring global and resident tables has in common: checks, comparison of the
+-- regions, sequences, rights; and the event triggers that keep declarations true.
+--
+
+-- Raises an error unless the table can be declared; returns it.  Runs in each region.
+CREATE FUNCTION residency.check_table(relation pg_catalog.text, region_column pg_catalog.name)
+	RETURNS pg_catalog.regclass
+	LANGUAGE plpgsql STABLE
+	SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+	own    name := residency.own_region();
+	found_relation regclass := to_regclass(relation);
+	c      pg_class;
+	a      pg_attribute;
+	base   oid;
+	reason text;
+BEGIN
+	PERFORM residency.require_superuser('declare tables');
+	IF found_relation IS NULL THEN
+		RAISE EXCEPTION USING ERRCODE = '42P01',
+			MESSAGE = format('table %s does not exist in region "%s"', relation, own),
+			HINT = 'Create it in all regions with residency.run_everywhere(''CREATE TABLE ...'').';
+	END IF;
+	SELECT * INTO c FROM pg_class WHERE oid = found_relation;
+	reason := CASE
+		WHEN EXISTS (SELECT FROM residency.rule r WHERE r.relation = found_relation) THEN 'It is declared already.'
+		WHEN c.relkind <> 'r' THEN 'It is not an ordinary table.'
+		WHEN c.relpersistence <> 'p' THEN 'It is temporary or unlogged.'
+		WHEN c.relispartition THEN 'It is a partition.'
+		WHEN c.reloftype <> 0 THEN 'It is a table of a composite type.'
+		WHEN EXISTS (SELECT FROM pg_inherits i WHERE found_relation IN (i.inhrelid, i.inhparent)) THEN 'It is part of an inheritance tree.'
+		WHEN EXISTS (SELECT FROM pg_rewrite w WHERE w.ev_class = found_relation) THEN 'It has rules.'
+		WHEN EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = found_relation AND d.deptype = 'e') THEN 'It belongs to an extension.'
+		WHEN c.relnamespace IN ('pg_catalog'::regnamespace, 'information_schema'::regnamespace, 'residency'::regnamespace) THEN 'It belongs to the system.'
+		END;
+	IF reason IS NOT NULL THEN
+		RAISE EXCEPTION USING ERRCODE = CASE WHEN reason LIKE '%already%' THEN '42710' ELSE '42809' END,
+			MESSAGE = format('table %s cannot be declared in region "%s"', found_relation, own), DETAIL = reason,
+			HINT = CASE WHEN reason LIKE '%already%' THEN 'SELECT * FROM residency.tables lists the declared tables.'
+				   ELSE 'Declare ordinary tables, without rules and inheritance.' END;
+	END IF;
+
+	SELECT * INTO a FROM pg_attribute
+		WHERE attrelid = found_relation AND attname = region_column AND attnum > 0 AND NOT attisdropped;
+	IF NOT FOUND THEN
+		RAISE EXCEPTION USING ERRCODE = '42703',
+			MESSAGE = format('column "%s" of table %s does not exist in region "%s"', region_column, found_relation, own),
+			HINT = 'The region column holds the name of each row''s home region.';
+	END IF;
+	WITH RECURSIVE b (typ, typbasetype) AS (
+		SELECT t.oid, t.typbasetype FROM pg_type t WHERE t.oid = a.atttypid
+		UNION ALL SELECT t.oid, t.typbasetype FROM b JOIN pg_type t ON t.oid = b.typbasetype)
+	SELECT typ INTO base FROM b WHERE typbasetype = 0;
+	IF base NOT IN ('text'::regtype, 'varchar'::regtype, 'name'::regtype) AND
+	   NOT EXISTS (SELECT FROM pg_enum e WHERE e.enumtypid = base) THEN
+		RAISE EXCEPTION USING ERRCODE = '42804',
+			MESSAGE = format('region column "%s" of table %s has type %s', region_column, found_relation, format_type(a.atttypid, a.atttypmod)),
+			HINT = 'Use text, varchar, name or an enum.';
+	END IF;
+	IF a.attgenerated <> '' THEN
+		RAISE EXCEPTION USING ERRCODE = '42P16',
+			MESSAGE = format('region column "%s" of table %s is generated', region_column, found_relation),
+			HINT = 'Use an ordinary column.';
+	END IF;
+	IF NOT a.attnotnull THEN
+		RAISE EXCEPTION USING ERRCODE = '42P16',
+			MESSAGE = format('region column "%s" of table %s may be null', region_column, found_relation),
+			HINT = format('Run SELECT residency.run_everywhere(''ALTER TABLE %s ALTER COLUMN %I SET NOT NULL'').', found_relation, region_column);
+	END IF;
+	RETURN found_relation;
+END
+$$;
+COMMENT ON FUNCTION residency.check_table(pg_catalog.text, pg_catalog.name)
+	IS 'step: raises an error unless this region''s table can be declared';
+
+-- The table as all regions must have it, one line for each column, enum and key.
+CREATE FUNCTION residency.table_shape(relation pg_catalog.regclass) RETURNS pg_catalog.text[]
+	LANGUAGE sql STABLE
+	SET search_path = pg_catalog, pg_temp
+AS $$
+	SELECT array_agg(line ORDER BY part, position, line) FROM (
+		SELECT 1, row_number() OVER (ORDER BY a.attnum),
+			   format('column %I %s%s%s%s', a.attname, format_type(a.atttypid, a.atttypmod),
+					  CASE WHEN c.collname IS NOT NULL THEN format(' COLLATE %I', c.collname) ELSE '' END,
+					  CASE WHEN a.attnotnull THEN ' NOT NULL' ELSE '' END,
+					  CASE WHEN a.attgenerated <> '' THEN format(' GENERATED (%s)', pg_get_expr(d.adbin, d.adrelid)) ELSE '' END)
+		FROM pg_attribute a
+		LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
+		LEFT JOIN pg_collation c ON c.oid = a.attcollation AND c.collname <> 'default'
+		WHERE a.attrelid = relation AND a.attnum > 0 AND NOT a.attisdropped
+		UNION ALL
+		SELECT 2, 0, format('type %s AS ENUM (%s)', format_type(e.enumtypid, NULL), string_agg(quote_literal(e.enumlabel), ', ' ORDER BY e.enumsortorder))
+		FROM pg_enum e
+		WHERE e.enumtypid IN (SELECT a.atttypid FROM pg_attribute a WHERE a.attrelid = relation AND NOT a.attisdropped)
+		GROUP BY e.enumtypid
+		UNION ALL
+		SELECT 3, 0, pg_get_constraintdef(k.oid)
+		FROM pg_constraint k WHERE k.conrelid = relation AND k.contype = 'p') s (part, position, line)
+$$;
+COMMENT ON FUNCTION residency.table_shape(pg_catalog.regclass) IS 'what a declared table must have in common in all regions';
+
+-- Raises an error unless the shape found in a region is the one found here.
+CREATE FUNCTION residency.compare_shapes(relation pg_catalog.text, region pg_catalog.name,
+		here pg_catalog.text[], there pg_catalog.text[]) RETURNS pg_catalog.void
+	LANGUAGE plpgsql IMMUTABLE
+	SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+	IF here IS DISTINCT FROM there THEN
+		FOR i IN 1 .. greatest(cardinality(here), cardinality(there)) LOOP
+			CONTINUE WHEN here[i] IS NOT DISTINCT FROM there[i];
+			RAISE EXCEPTION USING ERRCODE = '42P16',
+				MESSAGE = format('table %s is not the same in region "%s" as here', relation, region),
+				DETAIL = format('There: %s. Here: %s.', coalesce(there[i], 'nothing'), coalesce(here[i], 'nothing')),
+				HINT = 'Columns must have the same names, types and order in all regions, and the primary key the same columns.';
+		END LOOP;
+	END IF;
+END
+$$;
+COMMENT ON FUNCTION residency.compare_shapes(pg_catalog.text, pg_catalog.name, pg_catalog.text[], pg_catalog.text[])
+	IS 'raises an error unless a table is the same in another region';
+
+-- Sequences that belong to columns of the table.
+CREATE FUNCTION residency.owned_sequences(relation pg_catalog.regclass,
+		OUT attname pg_catalog.name, OUT sequence pg_catalog.regclass, OUT is_identity pg_catalog.bool)
+	RETURNS SETOF pg_catalog.record
+	LANGUAGE sql STABLE
+	SET search_path = pg_catalog, pg_temp
+AS $$
+	SELECT a.attname, d.objid::regclass, a.attidentity <> ''
+	FROM pg_depend d
+	JOIN pg_class s ON s.oid = d.objid AND s.relkind = 'S'
+	JOIN pg_attribute a ON a.attrelid = d.refobjid AND a.attnum = d.refobjsubid
+	WHERE d.classid = 'pg_class'::regclass AND d.refclassid = 'pg_class'::regclass AND
+		  d.refobjid = relation AND d.deptype IN ('a', 'i')
+	ORDER BY a.attnum
+$$;
+COMMENT ON FUNCTION residency.owned_sequences(pg_catalog.regclass) IS 'sequences that belong to columns of a table';
+
+-- Highest value given out or stored so far, for each column with a sequence.
+CREATE FUNCTION residency.sequence_floors(relation pg_catalog.regclass) RETURNS pg_catalog.jsonb
+	LANGUAGE plpgsql VOLATILE
+	SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+	s      record;
+	floor  int8;
+	result jsonb := '{}';
+BEGIN
+	FOR s IN SELECT * FROM residency.owned_sequences(relation) LOOP
+		EXECUTE format('SELECT greatest((SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM %s), (SELECT max(%I) FROM %s), 0)',
+					   s.sequence, s.attname, relation) INTO floor;
+		result := result || jsonb_build_object(s.attname, floor);
+	END LOOP;
+	RETURN result;
+END
+$$;
+COMMENT ON FUNCTION residency.sequence_floors(pg_catalog.regclass) IS 'highest value so far of each column with a sequence';
+
+-- The higher of two floors for each column.
+CREATE FUNCTION residency.higher_floors(one pg_catalog.jsonb, other pg_catalog.jsonb) RETURNS pg_catalog.jsonb
+	LANGUAGE sql IMMUTABLE PARALLEL SAFE
+	SET search_path = pg_catalog, pg_temp
+AS $$
+	SELECT coalesce(jsonb_object_agg(key, value), '{}')
+	FROM (SELECT key, max(value::text::int8) AS value
+		  FROM (SELECT * FROM jsonb_each(one) UNION ALL SELECT * FROM jsonb_each(other)) e
+		  GROUP BY key) m
+$$;
+COMMENT ON FUNCTION residency.higher_floors(pg_catalog.jsonb, pg_catalog.jsonb) IS 'the higher of two values for each column';
+
+-- Gives the table's sequences values that no other region will give out: above the
+-- floor, in steps of 64, starting at this region's number modulo 64.
+CREATE FUNCTION residency.spread_sequences(relation pg_catalog.regclass, floors pg_catalog.jsonb)
+	RETURNS pg_catalog.void
+	LANGUAGE plpgsql VOLATILE
+	SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+	s     record;
+	own   int4 := (SELECT number FROM residency.self);
+	floor int8;
+	start int8;
+BEGIN
+	FOR s IN SELECT o.*, q.seqincrement
+			 FROM residency.owned_sequences(relation) o JOIN pg_sequence q ON q.seqrelid = o.sequence LOOP
+		IF s.seqincrement < 0 THEN
+			RAISE EXCEPTION USING ERRCODE = '0A000',
+				MESSAGE = format('sequence %s counts downwards', s.sequence),
+				HINT = format('Run ALTER SEQUENCE %s INCREMENT BY 1 in all regions first.', s.sequence);
+		END IF;
+		floor := coalesce((floors ->> s.attname::text)::int8, 0);
+		start := floor + 1 + ((own - floor - 1) % 64 + 64) % 64;
+		EXECUTE format('ALTER SEQUENCE %s INCREMENT BY 64 RESTART WITH %s', s.sequence, start);
+	END LOOP;
+END
+$$;
+COMMENT ON FUNCTION residency.spread_sequences(pg_catalog.regclass, pg_catalog.jsonb)
+	IS 'step: gives sequences values that no other region gives out';
+
+-- Gives the target the rights on the source, and no others.  Both have the same owner,
+-- by whom all is granted: a chain of grants by others becomes one of direct grants.
+CREATE FUNCTION residency.copy_rights(source pg_catalog.regclass, target pg_catalog.regclass)
+	RETURNS pg_catalog.void
+	LANGUAGE plpgsql VOLATILE
+	SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+	g record;
+BEGIN
+	FOR g IN
+		SELECT DISTINCT a.grantee FROM pg_class c CROSS JOIN LATERAL aclexplode(c.relacl) a WHERE c.oid = target
+		UNION
+		SELECT a.grantee FROM pg_attribute t CROSS JOIN LATERAL aclexplode(t.attacl) a WHERE t.attrelid = target
+	LOOP
+		EXECUTE format('REVOKE ALL ON TABLE %s FROM %s CASCADE', target,
+					   CASE WHEN g.grantee = 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(g.grantee)) END);
+	END LOOP;
+	FOR g IN
+		SELECT a.grantee, a.is_grantable, string_agg(DISTINCT a.privilege_type, ', ') AS rights
+		FROM pg_class c CROSS JOIN LATERAL aclexplode(coalesce(c.relacl, acldefault('r', c.relowner))) a
+		WHERE c.oid = source GROUP BY 1, 2
+		UNION ALL
+		SELECT a.grantee, a.is_grantable, format('%s (%s)', a.privilege_type, string_agg(DISTINCT quote_ident(t.attname), ', '))
+		FROM pg_attribute t CROSS JOIN LATERAL aclexplode(t.attacl) a
+		WHERE t.attrelid = source AND NOT t.attisdropped GROUP BY 1, 2, a.privilege_type
+	LOOP
+		EXECUTE format('GRANT %s ON TABLE %s TO %s%s', g.rights, target,
+					   CASE WHEN g.grantee = 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(g.grantee)) END,
+					   CASE WHEN g.is_grantable THEN ' WITH GRANT OPTION' ELSE '' END);
+	END LOOP;
+END
+$$;
+COMMENT ON FUNCTION residency.copy_rights(pg_catalog.regclass, pg_catalog.regclass)
+	IS 'gives one table the rights on another one';
+
+-- Rights for the role that acts here for superusers of other regions.
+CREATE FUNCTION residency.grant_operator(relation pg_catalog.regclass) RETURNS pg_catalog.void
+	LANGUAGE plpgsql VOLATILE
+	SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+	EXECUTE format('GRANT SELECT, INSERT, UPDATE, DELETE, TRUNCATE ON TABLE %s TO residency_operator', relation);
+END
+$$;
+COMMENT ON FUNCTION residency.grant_operator(pg_catalog.regclass)
+	IS 'step: rights for the role that acts here for superusers of other regions';
+
+-- The trigger that keeps rows in their region, on a home partition or a directory.
+CREATE FUNCTION residency.fix_region(relation pg_catalog.regclass) RETURNS pg_catalog.void
+	LANGUAGE plpgsql VOLATILE
+	SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+	IF NOT EXISTS (SELECT FROM pg_trigger t WHERE t.tgrelid = relation AND t.tgname = '~residency_region') THEN
+		EXECUTE format('CREATE TRIGGER "~residency_region" BEFORE UPDATE ON %s FOR EACH ROW EXECUTE FUNCTION residency.refuse_region_change()', relation);
+		EXECUTE format('ALTER TABLE %s ENABLE ALWAYS TRIGGER "~residency_region"', relation);
+	END IF;
+END
+$$;
+COMMENT ON FUNCTION residency.fix_region(pg_catalog.regclass) IS 'step: keeps the rows of a table in their region';
+
+-- Rows whose home is not this region may be sent elsewhere while user triggers rest.
+CREATE FUNCTION residency.rest_triggers(rest pg_catalog.bool) RETURNS pg_catalog.void
+	LANGUAGE sql VOLATILE
+	SET search_path = pg_catalog, pg_temp
+AS $$
+	SELECT set_config('session_replication_role', CASE WHEN rest THEN 'replica' ELSE 'origin' END, true)
+$$;
+COMMENT ON FUNCTION residency.rest_triggers(pg_catalog.bool) IS 'step: user triggers rest while rows are moved';
+
+-- Forgets declared tables that are dropped, and refuses what would make a declaration
+-- untrue.
+CREATE FUNCTION residency.forget_dropped() RETURNS event_trigger
+	LANGUAGE plpgsql SECURITY DEFINER
+	SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+	DELETE FROM residency.rule r
+		WHERE r.relation::oid IN (SELECT d.objid FROM pg_event_trigger_dropped_objects() d
+								  WHERE d.classid = 'pg_class'::regclass AND d.objsubid = 0);
+END
+$$;
+COMMENT ON FUNCTION residency.forget_dropped() IS 'event trigger: forgets declared tables that are dropped';
+
+CREATE FUNCTION residency.keep_declared() RETURNS event_trigger
+	LANGUAGE plpgsql SECURITY DEFINER
+	SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+	broken record;
+	p      record;
+BEGIN
+	SELECT r.relation, u.name INTO broken
+		FROM residency.rule r
+		CROSS JOIN LATERAL unnest(array_append(r.key, r.region_column)) u (name)
+		WHERE NOT EXISTS (SELECT FROM pg_attribute a
+						  WHERE a.attrelid = r.relation AND a.attname = u.name AND NOT a.attisdropped)
+		LIMIT 1;
+	IF FOUND THEN
+		RAISE EXCEPTION USING ERRCODE = '2BP01',
+			MESSAGE = format('cannot drop or rename column "%s" of declared table %s', broken.name, broken.relation),
+			DETAIL = 'It is the region column or part of the key.';
+	END IF;
+	-- rights on a resident table hold for its partitions, which is where other regions
+	-- ask; the GRANTs that copy them must not come back here
+	IF current_setting('residency_rights.copying', true) = 'on' THEN
+		RETURN;
+	END IF;
+	PERFORM set_config('residency_rights.copying', 'on', true);
+	FOR p IN
+		SELECT r.relation AS parent, i.inhrelid::regclass AS partition
+		FROM residency.rule r
+		JOIN pg_inherits i ON i.inhparent = r.relation
+		JOIN pg_class pc ON pc.oid = r.relation
+		JOIN pg_class cc ON cc.oid = i.inhrelid
+		WHERE r.kind = 'r' AND
+			  (SELECT array_agg(DISTINCT (a.grantee, a.privilege_type, a.is_grantable)::text ORDER BY (a.grantee, a.privilege_type, a.is_grantable)::text)
+			   FROM (SELECT * FROM aclexplode(coalesce(pc.relacl, acldefault('r', pc.relowner)))
+					 UNION ALL
+					 SELECT x.grantor, x.grantee, x.privilege_type || ' ' || t.attname, x.is_grantable
+					 FROM pg_attribute t CROSS JOIN LATERAL aclexplode(t.attacl) x
+					 WHERE t.attrelid = pc.oid AND NOT t.attisdropped) a)
+			  IS DISTINCT FROM
+			  (SELECT array_agg(DISTINCT (a.grantee, a.privilege_type, a.is_grantable)::text ORDER BY (a.grantee, a.privilege_type, a.is_grantable)::text)
+			   FROM (SELECT * FROM aclexplode(coalesce(cc.relacl, acldefault('r', cc.relowner)))
+					 UNION ALL
+					 SELECT x.grantor, x.grantee, x.privilege_type || ' ' || t.attname, x.is_grantable
+					 FROM pg_attribute t CROSS JOIN LATERAL aclexplode(t.attacl) x
+					 WHERE t.attrelid = cc.oid AND NOT t.attisdropped) a)
+	LOOP
+		PERFORM residency.copy_rights(p.parent, p.partition);
+	END LOOP;
+	PERFORM set_config('residency_rights.copying', 'off', true);
+END
+$$;
+COMMENT ON FUNCTION residency.keep_declared() IS 'event trigger: keeps columns and rights of declared tables as declared';
+
+CREATE EVENT TRIGGER residency_forget_dropped ON sql_drop
+	EXECUTE FUNCTION residency.forget_dropped();
+CREATE EVENT TRIGGER residency_keep_declared ON ddl_command_end
+	WHEN TAG IN ('ALTER TABLE', 'GRANT', 'REVOKE')
+	EXECUTE FUNCTION residency.keep_declared();

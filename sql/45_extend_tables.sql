@@ -1,0 +1,122 @@
+--
+-- A region that joins later gets the declared tables: the part of add_region() that
+-- deals with them, and the last word on who may call what of the SQL parts so far.
+--
+
+-- Gives a region that is joining every table that is declared: copies of the global
+-- ones, a home partition of the resident ones, and its foreign tables everywhere else.
+-- The tables must be there as plain tables, of the same shape; resident ones may hold
+-- the newcomer's own rows.
+CREATE FUNCTION residency.extend_tables(newcomer pg_catalog.name) RETURNS pg_catalog.void
+	LANGUAGE plpgsql VOLATILE
+	SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+	others     name[] := ARRAY(SELECT n.name FROM residency.region n WHERE n.name <> newcomer ORDER BY 1);
+	own        name := residency.own_region();
+	r          residency.rule;
+	table_name text;
+	parameters text[];
+	answer     text[];
+	floors     jsonb;
+	a          record;
+BEGIN
+	FOR r IN SELECT * FROM residency.rule ORDER BY kind, relation::text LOOP
+		table_name := residency.full_name(r.relation);
+		floors := residency.all_floors(table_name, others);
+		IF r.kind = 'g' THEN
+			EXECUTE format('LOCK TABLE %s IN SHARE ROW EXCLUSIVE MODE', r.relation);
+			SELECT i.answer INTO answer FROM residency.ask(ARRAY[newcomer],
+				'SELECT s.shape, s.filled, s.floors FROM residency.inspect_global($1::pg_catalog.text, $2::pg_catalog.name) s',
+				ARRAY[table_name, r.region_column::text], joined => false) i;
+			PERFORM residency.compare_shapes(table_name, newcomer, residency.table_shape(r.relation), answer[1]::text[]);
+			IF answer[2]::bool THEN
+				RAISE EXCEPTION USING ERRCODE = '55000',
+					MESSAGE = format('global table %s holds rows in region "%s", which is joining', table_name, newcomer),
+					HINT = 'Empty it there: the region gets a copy of all rows.';
+			END IF;
+			PERFORM residency.copy_rows(r.relation, ARRAY[newcomer], false);
+			PERFORM FROM residency.ask(ARRAY[newcomer],
+				'SELECT residency.declare_global($1::pg_catalog.text, $2::pg_catalog.name, $3::pg_catalog.jsonb)',
+				ARRAY[table_name, r.region_column::text, floors::text], joined => false);
+		ELSE
+			parameters := ARRAY[table_name, r.region_column::text, r.key::text, residency.full_name(r.directory)];
+			SELECT i.answer INTO answer FROM residency.ask(ARRAY[newcomer],
+				'SELECT s.shape, s.floors FROM residency.declare_resident($1::pg_catalog.text, $2::pg_catalog.name,
+					$3::pg_catalog.name[], $4::pg_catalog.text, false) s', parameters, joined => false) i;
+			PERFORM FROM residency.ask(others,
+				'SELECT residency.add_partition($1::pg_catalog.regclass, $2::pg_catalog.name)',
+				ARRAY[table_name, newcomer::text]);
+			PERFORM residency.compare_shapes(table_name, newcomer,
+				residency.table_shape(format('%I.%s', own, residency.bare_name(r.relation))::regclass), answer[1]::text[]);
+			floors := residency.higher_floors(floors, answer[2]::jsonb);
+			PERFORM FROM residency.ask(ARRAY[newcomer],
+				'SELECT residency.finish_resident($1::pg_catalog.text, $2::pg_catalog.name, $3::pg_catalog.name[],
+					$4::pg_catalog.text, $5::pg_catalog.jsonb)', parameters || floors::text, joined => false);
+		END IF;
+	END LOOP;
+END
+$$;
+COMMENT ON FUNCTION residency.extend_tables(pg_catalog.name)
+	IS 'part of add_region: declared tables of a region that joins';
+
+-- Highest values of a table's sequences in all the regions named.
+CREATE FUNCTION residency.all_floors(relation pg_catalog.text, regions pg_catalog.name[]) RETURNS pg_catalog.jsonb
+	LANGUAGE plpgsql VOLATILE
+	SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+	floors jsonb := '{}';
+	a      record;
+BEGIN
+	FOR a IN SELECT i.answer FROM residency.ask(regions,
+				'SELECT residency.sequence_positions($1::pg_catalog.regclass)', ARRAY[relation]) i LOOP
+		floors := residency.higher_floors(floors, a.answer[1]::jsonb);
+	END LOOP;
+	RETURN floors;
+END
+$$;
+COMMENT ON FUNCTION residency.all_floors(pg_catalog.text, pg_catalog.name[])
+	IS 'part of add_region: highest values of a table''s sequences anywhere';
+
+-- Highest value that each sequence of a declared table has given out here.
+CREATE FUNCTION residency.sequence_positions(relation pg_catalog.regclass) RETURNS pg_catalog.jsonb
+	LANGUAGE plpgsql VOLATILE
+	SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+	s      record;
+	value  int8;
+	result jsonb := '{}';
+BEGIN
+	FOR s IN SELECT * FROM residency.owned_sequences(relation) LOOP
+		EXECUTE format('SELECT last_value FROM %s', s.sequence) INTO value;
+		result := result || jsonb_build_object(s.attname, value);
+	END LOOP;
+	RETURN result;
+END
+$$;
+COMMENT ON FUNCTION residency.sequence_positions(pg_catalog.regclass)
+	IS 'step: highest values given out by a table''s sequences';
+
+-- Nobody but superusers has business with what changes regions and tables, save for what
+-- is granted to gateways.
+DO $$
+DECLARE
+	f regprocedure;
+BEGIN
+	FOR f IN SELECT p.oid FROM pg_catalog.pg_proc p
+			 WHERE p.pronamespace = 'residency'::regnamespace AND p.proname = ANY (ARRAY[
+				 'accept_secret', 'accept_verifier', 'add_home_key', 'add_partition', 'add_region', 'all_floors',
+				 'ask', 'begin_change', 'check_directory', 'check_identity', 'check_newcomer', 'check_regions',
+				 'check_resident', 'check_table', 'check_way', 'connection_options', 'copy_rights', 'copy_rows',
+				 'declare_global', 'declare_resident', 'extend_tables', 'finish_resident', 'fix_region',
+				 'gateway_role', 'grant_operator', 'inspect_global', 'join_deployment', 'learn_region', 'log_nothing',
+				 'make_global', 'make_resident', 'move_strangers', 'prepare_server', 'reachable', 'renew',
+				 'rest_triggers', 'run_everywhere', 'sequence_floors', 'sequence_positions', 'set_connection',
+				 'share_secret', 'spread_sequences', 'table_content', 'take_rows', 'way_back', 'way_to'])
+	LOOP
+		EXECUTE format('REVOKE EXECUTE ON FUNCTION %s FROM PUBLIC', f);
+	END LOOP;
+END
+$$;
