@@ -22,6 +22,7 @@
 #include "mb/pg_wchar.h"
 #include "miscadmin.h"
 #include "storage/fd.h"
+#include "storage/ipc.h"
 #include "utils/builtins.h"
 #include "utils/inval.h"
 #include "utils/memutils.h"
@@ -34,6 +35,9 @@
 	"-c DateStyle=ISO -c IntervalStyle=postgres -c extra_float_digits=3 -c TimeZone=UTC " \
 	"-c lc_monetary=C -c bytea_output=hex -c cursor_tuple_fraction=1.0 " \
 	"-c client_connection_check_interval=1s"
+
+/* longest stay for answers when a backend ends */
+#define EXIT_LINGER_MS 1000
 
 /* our own defaults; the options of server and mapping come later and win */
 static const char *const default_options[][2] = {
@@ -236,10 +240,32 @@ invalidate_connections(Datum arg, int cacheid, uint32 hashvalue)
 		dlist_container(RemoteRegion, node, iter.cur)->stale = true;
 }
 
-/* registers the invalidation callbacks; called once, with the first entry */
+/*
+ * The backend ends: takes leave of the regions.  Answers that are still on their way
+ * (to a COMMIT nobody waited for) are read first, for a bounded time; otherwise the
+ * kernel would reset the connection, and every region would log that.
+ */
+static void
+close_at_exit(int code, Datum arg)
+{
+	dlist_iter	iter;
+
+	residency_wait_idle(EXIT_LINGER_MS);
+	dlist_foreach(iter, &residency_remote.regions)
+	{
+		RemoteRegion *region = dlist_container(RemoteRegion, node, iter.cur);
+
+		if (region->state != REMOTE_CLOSED)
+			PQfinish(region->conn);
+		region->state = REMOTE_CLOSED;
+	}
+}
+
+/* registers the callbacks; called once, with the first entry */
 void
 residency_connection_init(void)
 {
+	on_proc_exit(close_at_exit, (Datum) 0);
 	CacheRegisterSyscacheCallback(FOREIGNSERVEROID, invalidate_connections, (Datum) 0);
 	CacheRegisterSyscacheCallback(USERMAPPINGOID, invalidate_connections, (Datum) 0);
 }

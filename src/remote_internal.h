@@ -186,6 +186,7 @@ extern RemoteRequest *residency_pipeline_make(RemoteRegion *region, RemoteKind k
 extern void residency_wait_until_answered(RemoteRequest *req);
 extern void residency_wait_room(RemoteRegion *region, Size limit);
 extern void residency_wait_bounded(int timeout_ms);
+extern void residency_wait_idle(int timeout_ms);
 
 /* commit_protocol.c */
 extern void residency_commit_applied(RemoteRegion *region, uint64 xid, bool ok);

@@ -180,13 +180,20 @@ residency_wait_room(RemoteRegion *region, Size limit)
 		residency_remote.counters.round_trips++;
 }
 
+/* true while an answer that "all" asks for is missing: all answers, or the decision's */
+static bool
+answer_missing(RemoteRegion *region, bool all)
+{
+	return all ? !dlist_is_empty(&region->sent)
+		: region->decision != NULL && !region->decision->answered;
+}
+
 /*
- * Waits, at most timeout_ms, until every region's "decision" is answered.  For use after
- * the commit record is written: throws nothing, allocates nothing of the server's,
- * and pays no heed to interrupts, which are held then.
+ * Waits, at most timeout_ms, for answers of all regions.  Throws nothing, allocates
+ * nothing of the server's, and pays no heed to interrupts.
  */
-void
-residency_wait_bounded(int timeout_ms)
+static void
+wait_without_errors(int timeout_ms, bool all)
 {
 	TimestampTz deadline = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), timeout_ms);
 
@@ -202,10 +209,10 @@ residency_wait_bounded(int timeout_ms)
 		{
 			RemoteRegion *region = dlist_container(RemoteRegion, node, iter.cur);
 
-			if (region->decision == NULL || region->state != REMOTE_OPEN)
+			if (!answer_missing(region, all))
 				continue;
 			(void) residency_pipeline_advance(region);
-			if (region->decision->answered || region->state != REMOTE_OPEN ||
+			if (region->state != REMOTE_OPEN || !answer_missing(region, all) ||
 				n >= RESIDENCY_MAX_REGIONS)
 				continue;
 			fds[n].fd = PQsocket(region->conn);
@@ -222,4 +229,18 @@ residency_wait_bounded(int timeout_ms)
 			if (fds[i].revents != 0)
 				(void) PQconsumeInput(waiting[i]->conn);
 	}
+}
+
+/* waits until every region's "decision" is answered; for use behind the commit record */
+void
+residency_wait_bounded(int timeout_ms)
+{
+	wait_without_errors(timeout_ms, false);
+}
+
+/* waits until nothing is on its way any more; for use when the backend ends */
+void
+residency_wait_idle(int timeout_ms)
+{
+	wait_without_errors(timeout_ms, true);
 }
