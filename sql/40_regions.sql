@@ -59,6 +59,7 @@ CREATE FUNCTION residency.server_options(connection pg_catalog.text,
 	LANGUAGE plpgsql STABLE STRICT
 	SET search_path = pg_catalog, pg_temp
 AS $$
+#variable_conflict use_variable
 DECLARE
 	item record;
 BEGIN
@@ -106,6 +107,7 @@ CREATE FUNCTION residency.own_region() RETURNS pg_catalog.name
 	LANGUAGE plpgsql STABLE
 	SET search_path = pg_catalog, pg_temp
 AS $$
+#variable_conflict use_variable
 DECLARE
 	own name;
 BEGIN
@@ -124,6 +126,7 @@ CREATE FUNCTION residency.require_superuser(what pg_catalog.text) RETURNS pg_cat
 	LANGUAGE plpgsql STABLE
 	SET search_path = pg_catalog, pg_temp
 AS $$
+#variable_conflict use_variable
 BEGIN
 	IF NOT (SELECT r.rolsuper FROM pg_roles r WHERE r.rolname = current_user) THEN
 		RAISE EXCEPTION USING ERRCODE = '42501', MESSAGE = format('must be superuser to %s', what);
@@ -140,6 +143,7 @@ CREATE FUNCTION residency.begin_change(path pg_catalog.text DEFAULT NULL) RETURN
 	LANGUAGE plpgsql VOLATILE
 	SET search_path = pg_catalog, pg_temp
 AS $$
+#variable_conflict use_variable
 DECLARE
 	own     name := residency.own_region();
 	bound   text := current_setting('residency.lock_timeout');
@@ -171,6 +175,7 @@ CREATE FUNCTION residency.gateway_role(gateway pg_catalog.name) RETURNS pg_catal
 	LANGUAGE plpgsql VOLATILE
 	SET search_path = pg_catalog, pg_temp
 AS $$
+#variable_conflict use_variable
 DECLARE
 	candidate text := 'residency_' || gateway;
 BEGIN
@@ -260,6 +265,7 @@ CREATE FUNCTION residency.log_nothing() RETURNS pg_catalog.void
 	LANGUAGE plpgsql VOLATILE
 	SET search_path = pg_catalog, pg_temp
 AS $$
+#variable_conflict use_variable
 BEGIN
 	PERFORM set_config(s.name, s.value, true)
 	FROM (VALUES ('log_statement', 'none'), ('log_min_duration_statement', '-1'),
@@ -291,6 +297,7 @@ CREATE FUNCTION residency.renew() RETURNS pg_catalog.void
 	LANGUAGE plpgsql VOLATILE
 	SET search_path = pg_catalog, pg_temp
 AS $$
+#variable_conflict use_variable
 DECLARE
 	own   name := residency.own_region();
 	fresh int8 := residency.random_bits();

@@ -13,6 +13,7 @@ CREATE FUNCTION residency.prepare_server(region pg_catalog.name, connection pg_c
 	LANGUAGE plpgsql VOLATILE
 	SET search_path = pg_catalog, pg_temp
 AS $$
+#variable_conflict use_variable
 DECLARE
 	exists_already bool := EXISTS (SELECT FROM pg_foreign_server s WHERE s.srvname = region);
 	options        record;
@@ -49,6 +50,7 @@ CREATE FUNCTION residency.check_newcomer(region pg_catalog.name) RETURNS pg_cata
 	LANGUAGE plpgsql VOLATILE
 	SET search_path = pg_catalog, pg_temp
 AS $$
+#variable_conflict use_variable
 DECLARE
 	question CONSTANT text := $sql$
 		SELECT pg_catalog.current_setting('server_version_num'),
@@ -130,6 +132,7 @@ CREATE FUNCTION residency.check_identity(region pg_catalog.name, roles pg_catalo
 	LANGUAGE plpgsql VOLATILE
 	SET search_path = pg_catalog, pg_temp
 AS $$
+#variable_conflict use_variable
 DECLARE
 	there text[];
 	self  residency.self;
@@ -176,6 +179,7 @@ CREATE FUNCTION residency.check_way(from_region pg_catalog.name, to_region pg_ca
 	LANGUAGE plpgsql VOLATILE
 	SET search_path = pg_catalog, pg_temp
 AS $$
+#variable_conflict use_variable
 DECLARE
 	there text[];
 	plain text[] := '{}';
@@ -205,6 +209,7 @@ CREATE FUNCTION residency.way_back(region pg_catalog.name, address pg_catalog.te
 	LANGUAGE plpgsql STABLE
 	SET search_path = pg_catalog, pg_temp
 AS $$
+#variable_conflict use_variable
 DECLARE
 	known   text;
 	options text[];
@@ -247,6 +252,7 @@ CREATE FUNCTION residency.add_region(region pg_catalog.text, connection pg_catal
 	LANGUAGE plpgsql VOLATILE
 	SET search_path = pg_catalog, pg_temp
 AS $$
+#variable_conflict use_variable
 DECLARE
 	learn CONSTANT text := 'SELECT residency.learn_region($1::pg_catalog.name, $2::pg_catalog.int4,
 		$3::pg_catalog.int8, $4::pg_catalog.name, $5::pg_catalog.text[])';

@@ -9,6 +9,7 @@ CREATE FUNCTION residency.check_table(relation pg_catalog.text, region_column pg
 	LANGUAGE plpgsql STABLE
 	SET search_path = pg_catalog, pg_temp
 AS $$
+#variable_conflict use_variable
 DECLARE
 	own    name := residency.own_region();
 	found_relation regclass := to_regclass(relation);
@@ -107,6 +108,7 @@ CREATE FUNCTION residency.compare_shapes(relation pg_catalog.text, region pg_cat
 	LANGUAGE plpgsql IMMUTABLE
 	SET search_path = pg_catalog, pg_temp
 AS $$
+#variable_conflict use_variable
 BEGIN
 	IF here IS DISTINCT FROM there THEN
 		FOR i IN 1 .. greatest(cardinality(here), cardinality(there)) LOOP
@@ -144,6 +146,7 @@ CREATE FUNCTION residency.sequence_floors(relation pg_catalog.regclass) RETURNS 
 	LANGUAGE plpgsql VOLATILE
 	SET search_path = pg_catalog, pg_temp
 AS $$
+#variable_conflict use_variable
 DECLARE
 	s      record;
 	floor  int8;
@@ -178,6 +181,7 @@ CREATE FUNCTION residency.spread_sequences(relation pg_catalog.regclass, floors 
 	LANGUAGE plpgsql VOLATILE
 	SET search_path = pg_catalog, pg_temp
 AS $$
+#variable_conflict use_variable
 DECLARE
 	s     record;
 	own   int4 := (SELECT number FROM residency.self);
@@ -207,6 +211,7 @@ CREATE FUNCTION residency.copy_rights(source pg_catalog.regclass, target pg_cata
 	LANGUAGE plpgsql VOLATILE
 	SET search_path = pg_catalog, pg_temp
 AS $$
+#variable_conflict use_variable
 DECLARE
 	g record;
 BEGIN
@@ -241,6 +246,7 @@ CREATE FUNCTION residency.grant_operator(relation pg_catalog.regclass) RETURNS p
 	LANGUAGE plpgsql VOLATILE
 	SET search_path = pg_catalog, pg_temp
 AS $$
+#variable_conflict use_variable
 BEGIN
 	EXECUTE format('GRANT SELECT, INSERT, UPDATE, DELETE, TRUNCATE ON TABLE %s TO residency_operator', relation);
 END
@@ -253,6 +259,7 @@ CREATE FUNCTION residency.fix_region(relation pg_catalog.regclass) RETURNS pg_ca
 	LANGUAGE plpgsql VOLATILE
 	SET search_path = pg_catalog, pg_temp
 AS $$
+#variable_conflict use_variable
 BEGIN
 	IF NOT EXISTS (SELECT FROM pg_trigger t WHERE t.tgrelid = relation AND t.tgname = '~residency_region') THEN
 		EXECUTE format('CREATE TRIGGER "~residency_region" BEFORE UPDATE ON %s FOR EACH ROW EXECUTE FUNCTION residency.refuse_region_change()', relation);
@@ -277,6 +284,7 @@ CREATE FUNCTION residency.forget_dropped() RETURNS event_trigger
 	LANGUAGE plpgsql SECURITY DEFINER
 	SET search_path = pg_catalog, pg_temp
 AS $$
+#variable_conflict use_variable
 BEGIN
 	DELETE FROM residency.rule r
 		WHERE r.relation::oid IN (SELECT d.objid FROM pg_event_trigger_dropped_objects() d
@@ -289,6 +297,7 @@ CREATE FUNCTION residency.keep_declared() RETURNS event_trigger
 	LANGUAGE plpgsql SECURITY DEFINER
 	SET search_path = pg_catalog, pg_temp
 AS $$
+#variable_conflict use_variable
 DECLARE
 	broken record;
 	p      record;

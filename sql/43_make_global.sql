@@ -9,6 +9,7 @@ CREATE FUNCTION residency.inspect_global(relation pg_catalog.text, region_column
 	LANGUAGE plpgsql VOLATILE
 	SET search_path = pg_catalog, pg_temp
 AS $$
+#variable_conflict use_variable
 DECLARE
 	t regclass := residency.check_table(relation, region_column);
 BEGIN
@@ -38,6 +39,7 @@ CREATE FUNCTION residency.table_content(relation pg_catalog.text) RETURNS pg_cat
 	SET bytea_output = 'hex'
 	SET lc_monetary = 'C'
 AS $$
+#variable_conflict use_variable
 DECLARE
 	content text;
 BEGIN
@@ -58,6 +60,7 @@ CREATE FUNCTION residency.take_rows(relation pg_catalog.text, literals pg_catalo
 	SET lc_monetary = 'C'
 	SET session_replication_role = replica
 AS $$
+#variable_conflict use_variable
 DECLARE
 	columns text;
 	fields  text;
@@ -89,6 +92,7 @@ CREATE FUNCTION residency.copy_rows(relation pg_catalog.regclass, regions pg_cat
 	SET extra_float_digits = 3
 	SET lc_monetary = 'C'
 AS $$
+#variable_conflict use_variable
 DECLARE
 	blocks int8 := pg_relation_size(relation) / current_setting('block_size')::int8;
 	batch  text[];
@@ -145,6 +149,7 @@ CREATE FUNCTION residency.check_regions(relation pg_catalog.regclass, region_col
 	LANGUAGE plpgsql VOLATILE
 	SET search_path = pg_catalog, pg_temp
 AS $$
+#variable_conflict use_variable
 DECLARE
 	unknown text;
 BEGIN
@@ -165,6 +170,7 @@ CREATE FUNCTION residency.make_global(relation pg_catalog.regclass, region_colum
 	LANGUAGE plpgsql VOLATILE STRICT
 	SET search_path = pg_catalog, pg_temp
 AS $$
+#variable_conflict use_variable
 DECLARE
 	own    name := residency.own_region();
 	table_name text := residency.full_name(relation);

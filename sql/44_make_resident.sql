@@ -41,6 +41,7 @@ CREATE FUNCTION residency.check_directory(relation pg_catalog.regclass, region_c
 	LANGUAGE plpgsql STABLE
 	SET search_path = pg_catalog, pg_temp
 AS $$
+#variable_conflict use_variable
 DECLARE
 	own   name := residency.own_region();
 	d     regclass := to_regclass(directory);
@@ -85,6 +86,7 @@ CREATE FUNCTION residency.check_resident(relation pg_catalog.text, region_column
 	LANGUAGE plpgsql VOLATILE
 	SET search_path = pg_catalog, pg_temp
 AS $$
+#variable_conflict use_variable
 DECLARE
 	own       name := residency.own_region();
 	t         regclass := residency.check_table(relation, region_column);
@@ -195,6 +197,7 @@ CREATE FUNCTION residency.add_partition(parent pg_catalog.regclass, region pg_ca
 	LANGUAGE plpgsql VOLATILE
 	SET search_path = pg_catalog, pg_temp
 AS $$
+#variable_conflict use_variable
 DECLARE
 	partition text := format('%I.%s', region, residency.bare_name(parent));
 	s         record;
@@ -222,6 +225,7 @@ CREATE FUNCTION residency.declare_resident(relation pg_catalog.text, region_colu
 	SET search_path = pg_catalog, pg_temp
 	SET check_function_bodies = off
 AS $$
+#variable_conflict use_variable
 DECLARE
 	own      name := residency.own_region();
 	home     regclass := residency.check_resident(relation, region_column, key, directory, mover);
@@ -275,6 +279,7 @@ CREATE FUNCTION residency.add_home_key(home pg_catalog.regclass, region_column p
 	LANGUAGE plpgsql VOLATILE
 	SET search_path = pg_catalog, pg_temp
 AS $$
+#variable_conflict use_variable
 DECLARE
 	own     name := residency.own_region();
 	their   name := (SELECT r.region_column FROM residency.rule r WHERE r.relation = directory);
@@ -306,6 +311,7 @@ CREATE FUNCTION residency.finish_resident(relation pg_catalog.text, region_colum
 	LANGUAGE plpgsql VOLATILE
 	SET search_path = pg_catalog, pg_temp
 AS $$
+#variable_conflict use_variable
 DECLARE
 	own    name := residency.own_region();
 	parent regclass := relation::regclass;
@@ -340,6 +346,7 @@ CREATE FUNCTION residency.move_strangers(parent pg_catalog.regclass, region_colu
 	LANGUAGE plpgsql VOLATILE
 	SET search_path = pg_catalog, pg_temp
 AS $$
+#variable_conflict use_variable
 DECLARE
 	own     name := residency.own_region();
 	home    text := format('%I.%s', own, residency.bare_name(parent));
@@ -384,6 +391,7 @@ CREATE FUNCTION residency.make_resident(relation pg_catalog.regclass, region_col
 	LANGUAGE plpgsql VOLATILE
 	SET search_path = pg_catalog, pg_temp
 AS $$
+#variable_conflict use_variable
 DECLARE
 	own    name := residency.own_region();
 	table_name text := residency.full_name(relation);

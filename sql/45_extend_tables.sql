@@ -11,6 +11,7 @@ CREATE FUNCTION residency.extend_tables(newcomer pg_catalog.name) RETURNS pg_cat
 	LANGUAGE plpgsql VOLATILE
 	SET search_path = pg_catalog, pg_temp
 AS $$
+#variable_conflict use_variable
 DECLARE
 	others     name[] := ARRAY(SELECT n.name FROM residency.region n WHERE n.name <> newcomer ORDER BY 1);
 	own        name := residency.own_region();
@@ -65,6 +66,7 @@ CREATE FUNCTION residency.all_floors(relation pg_catalog.text, regions pg_catalo
 	LANGUAGE plpgsql VOLATILE
 	SET search_path = pg_catalog, pg_temp
 AS $$
+#variable_conflict use_variable
 DECLARE
 	floors jsonb := '{}';
 	a      record;
@@ -84,6 +86,7 @@ CREATE FUNCTION residency.sequence_positions(relation pg_catalog.regclass) RETUR
 	LANGUAGE plpgsql VOLATILE
 	SET search_path = pg_catalog, pg_temp
 AS $$
+#variable_conflict use_variable
 DECLARE
 	s      record;
 	value  int8;

@@ -21,6 +21,7 @@
 
 #include "regions.h"
 #include "regions_internal.h"
+#include "remote_internal.h"
 
 PG_FUNCTION_INFO_V1(residency_run_everywhere);
 
@@ -29,7 +30,29 @@ typedef struct RunningStatement
 {
 	int			number;			/* 1-based */
 	const char *region;
+	int			position;		/* of another region among "requests" */
+	List	   *requests;		/* per statement a List of RemoteRequest, NIL while this
+								 * region runs them */
 } RunningStatement;
+
+/*
+ * Number of the statement that failed.  A region that has failed throws its error at
+ * whatever is waited for next, so the request that was refused has to be looked for.
+ */
+static int
+failed_number(RunningStatement *running)
+{
+	ListCell   *lc;
+
+	foreach(lc, running->requests)
+	{
+		RemoteRequest *request = list_nth(lfirst(lc), running->position);
+
+		if (request != NULL && request->failed)
+			return foreach_current_index(lc) + 1;
+	}
+	return running->number;
+}
 
 /* Error context: names the statement and the region. */
 static void
@@ -38,7 +61,7 @@ describe_running(void *arg)
 	RunningStatement *running = arg;
 
 	errcontext("statement %d of residency.run_everywhere() in region \"%s\"",
-			   running->number, running->region);
+			   failed_number(running), running->region);
 }
 
 /*
@@ -236,17 +259,19 @@ residency_run_everywhere(PG_FUNCTION_ARGS)
 		run_here(lfirst(lc));
 	}
 	running.number = 0;
+	running.requests = requests;
 	foreach(lc, requests)
 	{
-		ListCell   *region;
 		ListCell   *request;
 
 		running.number++;
-		forboth(region, regions, request, lfirst(lc))
+		foreach(request, (List *) lfirst(lc))
 		{
-			running.region = lfirst(region);
+			running.position = foreach_current_index(request);
+			running.region = list_nth(regions, running.position);
 			residency_remote_wait(lfirst(request));
 			residency_remote_release(lfirst(request));
+			lfirst(request) = NULL;
 		}
 	}
 	error_context_stack = callback.previous;
