@@ -79,9 +79,7 @@ settle_some(FdwModify *modify, int n)
 		Unsettled  *write = &modify->unsettled[i];
 		int64		written = residency_remote_affected(residency_remote_wait(write->req));
 
-		if (written > write->rows)
-			elog(ERROR, "region wrote more rows than it was sent");
-		modify->missing += write->rows - written;
+		modify->missing += Max(write->rows - written, 0);
 		residency_remote_release(write->req);
 	}
 	modify->nunsettled -= n;
@@ -94,7 +92,7 @@ settle_some(FdwModify *modify, int n)
  */
 void
 residency_modify_send(FdwModify *modify, const char *sql, int nvalues, const char **values,
-		   int flags, int rows)
+					  int flags, int rows)
 {
 	RemoteRegion *region = residency_remote_region(modify->serverid);
 
@@ -129,6 +127,8 @@ flush_buffer(FdwModify *modify)
 	char	   *sql;
 
 	unlink_buffer(modify);
+	if (nrows == 0)
+		return;
 	modify->nrows = 0;
 	modify->bytes = 0;
 	modify->values = NULL;
