@@ -194,8 +194,8 @@ build() {
 		Makefile residency.control src sql test/test.mk) |
 		tar -xf - -C "$SCRATCH"
 	lines=$SCRATCH/make.log
-	if ! make -C "$SCRATCH" -j2 PG_CONFIG="$PGCONFIG" all install >"$lines" 2>&1; then
-		tail -n 25 "$lines" >&2
+	if ! make -s -C "$SCRATCH" -j2 PG_CONFIG="$PGCONFIG" all install >"$lines" 2>&1; then
+		grep -v 'warning:' "$lines" | tail -n 15 | cut -c1-160 >&2
 		die "the extension could not be built" "The compiler's last words are above."
 	fi
 	rm -rf "$SCRATCH"
