@@ -1,0 +1,87 @@
+/*
+ * fdw_plan.h
+ *		What the files of the wrapper's planning side share with one another.
+ *
+ * fdw_shippable.c decides, fdw_deparse_expr.c writes: both must agree on what
+ * travels as a parameter and where COLLATE is written, so each such question
+ * has one function, and both ask it.
+ */
+#ifndef RESIDENCY_FDW_PLAN_H
+#define RESIDENCY_FDW_PLAN_H
+
+#include "residency.h"
+
+#include "fdw.h"
+
+#include "nodes/primnodes.h"
+
+/*
+ * Cost of one round trip, in the planner's units.  A constant: the real delay
+ * differs by region and moment, and all that plans must know is that a trip per
+ * row is dearer than fetching some ten thousand rows once.
+ */
+#define ROUND_TRIP_COST 1000.0
+/* cost of moving one row, and each byte of it, over the border */
+#define BORDER_ROW_COST 0.05
+#define BORDER_BYTE_COST 0.0005
+
+/* rows assumed of a table that nobody has analyzed */
+#define UNKNOWN_ROWS 10000.0
+
+/* no cursor is worth its while up to this LIMIT */
+#define SMALL_LIMIT 1000
+
+/* ForeignPath.fdw_private */
+typedef enum FdwPathPrivate
+{
+	FdwPathHasLimit,			/* Boolean: the text ends in LIMIT */
+	FdwPathHasOffset,			/* Boolean: and OFFSET, so no Limit node stands above */
+	FdwPathLength
+} FdwPathPrivate;
+
+/* fdw_shippable.c */
+extern bool residency_is_gateway_value(PlannerInfo *root, RelOptInfo *rel, Expr *expr);
+extern Oid	residency_value_collation(Node *value);
+extern Oid	residency_relabel_collation(const RelabelType *relabel);
+extern Expr *residency_case_condition(const CaseExpr *expr, const CaseWhen *when);
+extern bool residency_is_sort_shippable(PlannerInfo *root, RelOptInfo *rel, Expr *expr, Oid opfamily);
+
+/* fdw_deparse_expr.c */
+typedef struct DeparseContext
+{
+	StringInfo	buf;
+	PlannerInfo *root;
+	RelOptInfo *rel;			/* the base relation whose columns are columns there */
+	Oid			relid;			/* its table */
+	List	  **params;			/* expressions sent as $1, $2, ... */
+} DeparseContext;
+
+extern void residency_deparse_expr(DeparseContext *cx, Expr *expr);
+extern void residency_deparse_param(DeparseContext *cx, Expr *expr);
+extern void residency_deparse_column(StringInfo buf, Oid relid, AttrNumber attno);
+
+/* fdw_deparse.c */
+extern char *residency_locking_clause(PlannerInfo *root, RelOptInfo *rel);
+
+/* fdw_plan.c */
+extern EquivalenceMember *residency_sort_member(PlannerInfo *root, RelOptInfo *rel, PathKey *pathkey);
+extern bool residency_can_sort(PlannerInfo *root, RelOptInfo *rel, List *pathkeys);
+extern void residency_border_cost(RelOptInfo *rel, const FdwRel *fdw, double rows, bool sorted,
+								  double sort_rows, Cost *startup, Cost *total);
+
+/* fdw_plan_limit.c */
+extern bool residency_limit_applies(PlannerInfo *root, RelOptInfo *rel, List *pathkeys);
+extern double residency_limit_rows(PlannerInfo *root, bool with_offset);
+extern Expr *residency_limit_expr(PlannerInfo *root);
+extern void residency_fdw_limit_routine(FdwRoutine *routine);
+
+/* fdw_plan_modify.c */
+extern void residency_fdw_plan_modify_routine(FdwRoutine *routine);
+
+/* fdw_plan_explain.c */
+extern void residency_fdw_explain_routine(FdwRoutine *routine);
+
+/* fdw_stats_cache.c */
+extern bool residency_stats_rows(Oid relid, double *rows);
+
+#endif							/* RESIDENCY_FDW_PLAN_H */

@@ -1,0 +1,103 @@
+/*
+ * fdw_plan_explain.c
+ *		What EXPLAIN prints about nodes of ours: the region, and with VERBOSE the
+ *		SQL sent there.
+ */
+#include "residency.h"
+
+#include "fdw.h"
+#include "fdw_plan.h"
+#include "regions.h"
+
+#include "commands/explain.h"
+#ifdef COMPAT_HAS_EXPLAIN_FORMAT
+#include "commands/explain_format.h"
+#include "commands/explain_state.h"
+#endif
+#include "foreign/foreign.h"
+#include "utils/rel.h"
+
+/*
+ * The two properties that all nodes share.
+ */
+static void
+explain_node(ExplainState *es, Oid serverid, const char *sql)
+{
+	ExplainPropertyText("Region", residency_server_region(serverid), es);
+	if (es->verbose && sql != NULL)
+		ExplainPropertyText("Remote SQL", sql, es);
+}
+
+/*
+ * ExplainForeignScan
+ */
+static void
+residencyExplainForeignScan(ForeignScanState *node, ExplainState *es)
+{
+	ForeignScan *plan = castNode(ForeignScan, node->ss.ps.plan);
+
+	explain_node(es, plan->fs_server, strVal(list_nth(plan->fdw_private, FdwScanSql)));
+}
+
+/*
+ * ExplainDirectModify
+ */
+static void
+residencyExplainDirectModify(ForeignScanState *node, ExplainState *es)
+{
+	ForeignScan *plan = castNode(ForeignScan, node->ss.ps.plan);
+
+	explain_node(es, plan->fs_server, strVal(list_nth(plan->fdw_private, FdwDirectSql)));
+}
+
+/*
+ * ExplainForeignModify: the text for one row; rows travel several at a time.
+ */
+static void
+residencyExplainForeignModify(ModifyTableState *mtstate, ResultRelInfo *rinfo,
+							  List *fdw_private, int subplan_index, ExplainState *es)
+{
+	Relation	rel = rinfo->ri_RelationDesc;
+	Oid			serverid = GetForeignTable(RelationGetRelid(rel))->serverid;
+	StringInfoData sql;
+	List	   *targets;
+	List	   *returning;
+
+	/* a partition that rows are routed to has no list of its own */
+	if (fdw_private == NIL)
+	{
+		explain_node(es, serverid, NULL);
+		return;
+	}
+	targets = list_nth(fdw_private, FdwModifyTarget);
+	returning = list_nth(fdw_private, FdwModifyReturning);
+
+	initStringInfo(&sql);
+	switch (mtstate->operation)
+	{
+		case CMD_INSERT:
+			residency_deparse_insert(&sql, rel, targets, 1,
+									 boolVal(list_nth(fdw_private, FdwModifyDoNothing)), returning);
+			break;
+		case CMD_UPDATE:
+			residency_deparse_update_row(&sql, rel, targets, returning);
+			break;
+		case CMD_DELETE:
+			residency_deparse_delete_row(&sql, rel, returning);
+			break;
+		default:
+			break;
+	}
+	explain_node(es, serverid, sql.data);
+}
+
+/*
+ * residency_fdw_explain_routine installs this file's callbacks.
+ */
+void
+residency_fdw_explain_routine(FdwRoutine *routine)
+{
+	routine->ExplainForeignScan = residencyExplainForeignScan;
+	routine->ExplainDirectModify = residencyExplainDirectModify;
+	routine->ExplainForeignModify = residencyExplainForeignModify;
+}
