@@ -131,8 +131,12 @@ take_role(const char *name)
 	role = ((Form_pg_authid) GETSTRUCT(tuple))->oid;
 	ReleaseSysCache(tuple);
 	if (superuser_arg(role))
+	{
 		name = OPERATOR_ROLE;
+		role = get_role_oid(name, false);
+	}
 
+	/* the setting's value, so that the end of the (sub)transaction undoes it ... */
 	compat_bypass_role_membership = true;
 	PG_TRY();
 	{
@@ -144,6 +148,8 @@ take_role(const char *name)
 		compat_bypass_role_membership = false;
 	}
 	PG_END_TRY();
+	/* ... and its effect, which newer minors leave out while the bypass is set */
+	SetCurrentRoleId(role, false);
 }
 
 /* the new role's name if the statement is SET LOCAL ROLE name, else NULL */
