@@ -293,6 +293,73 @@ END
 $$;
 COMMENT ON FUNCTION residency.forget_dropped() IS 'event trigger: forgets declared tables that are dropped';
 
+-- Partitions belong to the owner of their resident table.
+CREATE FUNCTION residency.sync_owner(parent pg_catalog.regclass) RETURNS pg_catalog.void
+	LANGUAGE plpgsql VOLATILE
+	SET search_path = pg_catalog, pg_temp
+AS $$
+#variable_conflict use_variable
+DECLARE
+	p record;
+BEGIN
+	FOR p IN SELECT c.oid::regclass AS partition, pg_get_userbyid(o.relowner) AS owner
+			 FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid JOIN pg_class o ON o.oid = i.inhparent
+			 WHERE i.inhparent = parent AND c.relowner <> o.relowner LOOP
+		EXECUTE format('ALTER TABLE %s OWNER TO %I', p.partition, p.owner);
+	END LOOP;
+END
+$$;
+COMMENT ON FUNCTION residency.sync_owner(pg_catalog.regclass) IS 'gives partitions the owner of their table';
+
+-- The home partition has the row security of its resident table: other regions ask it
+-- directly.
+CREATE FUNCTION residency.sync_policies(parent pg_catalog.regclass) RETURNS pg_catalog.void
+	LANGUAGE plpgsql VOLATILE
+	SET search_path = pg_catalog, pg_temp
+AS $$
+#variable_conflict use_variable
+DECLARE
+	home    regclass := to_regclass(format('%I.%s', residency.own_region(), residency.bare_name(parent)));
+	wanted  text[] := residency.policy_commands(parent, home);
+	have    text[] := residency.policy_commands(home, home);
+	command text;
+BEGIN
+	IF home IS NULL OR wanted = have THEN
+		RETURN;
+	END IF;
+	FOR command IN SELECT format('DROP POLICY %I ON %s', p.polname, home) FROM pg_policy p WHERE p.polrelid = home LOOP
+		EXECUTE command;
+	END LOOP;
+	FOREACH command IN ARRAY wanted LOOP
+		EXECUTE command;
+	END LOOP;
+END
+$$;
+COMMENT ON FUNCTION residency.sync_policies(pg_catalog.regclass) IS 'gives the home partition the row security of its table';
+
+-- Commands that give the target the row security of the source.
+CREATE FUNCTION residency.policy_commands(source pg_catalog.regclass, target pg_catalog.regclass) RETURNS pg_catalog.text[]
+	LANGUAGE sql STABLE
+	SET search_path = pg_catalog, pg_temp
+AS $$
+	SELECT array_agg(command ORDER BY command) FROM (
+		SELECT format('CREATE POLICY %I ON %s AS %s FOR %s TO %s%s%s', p.polname, target,
+					  CASE WHEN p.polpermissive THEN 'PERMISSIVE' ELSE 'RESTRICTIVE' END,
+					  CASE p.polcmd WHEN 'r' THEN 'SELECT' WHEN 'a' THEN 'INSERT' WHEN 'w' THEN 'UPDATE' WHEN 'd' THEN 'DELETE' ELSE 'ALL' END,
+					  (SELECT string_agg(CASE WHEN r = 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(r)) END, ', ') FROM unnest(p.polroles) r),
+					  ' USING (' || pg_get_expr(p.polqual, p.polrelid) || ')',
+					  ' WITH CHECK (' || pg_get_expr(p.polwithcheck, p.polrelid) || ')')
+		FROM pg_policy p WHERE p.polrelid = source
+		UNION ALL
+		SELECT format('ALTER TABLE %s %s ROW LEVEL SECURITY', target, CASE WHEN c.relrowsecurity THEN 'ENABLE' ELSE 'DISABLE' END)
+		FROM pg_class c WHERE c.oid = source
+		UNION ALL
+		SELECT format('ALTER TABLE %s %s ROW LEVEL SECURITY', target, CASE WHEN c.relforcerowsecurity THEN 'FORCE' ELSE 'NO FORCE' END)
+		FROM pg_class c WHERE c.oid = source) s (command)
+$$;
+COMMENT ON FUNCTION residency.policy_commands(pg_catalog.regclass, pg_catalog.regclass)
+	IS 'commands that give a table the row security of another one';
+
 CREATE FUNCTION residency.keep_declared() RETURNS event_trigger
 	LANGUAGE plpgsql SECURITY DEFINER
 	SET search_path = pg_catalog, pg_temp
@@ -313,12 +380,14 @@ BEGIN
 			MESSAGE = format('cannot drop or rename column "%s" of declared table %s', broken.name, broken.relation),
 			DETAIL = 'It is the region column or part of the key.';
 	END IF;
-	-- rights on a resident table hold for its partitions, which is where other regions
-	-- ask; the GRANTs that copy them must not come back here
+	-- the commands that follow must not come back here
 	IF current_setting('residency_rights.copying', true) = 'on' THEN
 		RETURN;
 	END IF;
 	PERFORM set_config('residency_rights.copying', 'on', true);
+	PERFORM residency.sync_owner(r.relation), residency.sync_policies(r.relation)
+		FROM residency.rule r WHERE r.kind = 'r';
+	-- rights on a resident table hold for its partitions, which is where other regions ask
 	FOR p IN
 		SELECT r.relation AS parent, i.inhrelid::regclass AS partition
 		FROM residency.rule r
@@ -350,5 +419,5 @@ COMMENT ON FUNCTION residency.keep_declared() IS 'event trigger: keeps columns a
 CREATE EVENT TRIGGER residency_forget_dropped ON sql_drop
 	EXECUTE FUNCTION residency.forget_dropped();
 CREATE EVENT TRIGGER residency_keep_declared ON ddl_command_end
-	WHEN TAG IN ('ALTER TABLE', 'GRANT', 'REVOKE')
+	WHEN TAG IN ('ALTER TABLE', 'GRANT', 'REVOKE', 'CREATE POLICY', 'ALTER POLICY', 'DROP POLICY')
 	EXECUTE FUNCTION residency.keep_declared();

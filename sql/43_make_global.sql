@@ -94,12 +94,16 @@ CREATE FUNCTION residency.copy_rows(relation pg_catalog.regclass, regions pg_cat
 AS $$
 #variable_conflict use_variable
 DECLARE
+	step CONSTANT int8 := 256;
 	blocks int8 := pg_relation_size(relation) / current_setting('block_size')::int8;
+	block  int8 := -step;
 	batch  text[];
 BEGIN
-	FOR first IN 0 .. blocks BY 256 LOOP
+	LOOP
+		block := block + step;
+		EXIT WHEN block >= blocks;
 		EXECUTE format('SELECT array_agg(t::text) FROM ONLY %s t WHERE ctid >= %L::tid AND ctid < %L::tid',
-					   relation, format('(%s,0)', first), format('(%s,0)', first + 256)) INTO batch;
+					   relation, format('(%s,0)', block), format('(%s,0)', block + step)) INTO batch;
 		CONTINUE WHEN batch IS NULL;
 		PERFORM FROM residency.ask(regions,
 			'SELECT residency.take_rows($1::pg_catalog.text, $2::pg_catalog.text[])',
@@ -139,7 +143,9 @@ CREATE FUNCTION residency.full_name(relation pg_catalog.regclass) RETURNS pg_cat
 	LANGUAGE sql STABLE
 	SET search_path = pg_catalog, pg_temp
 AS $$
-	SELECT format('%I.%I', c.relnamespace::regnamespace::name, c.relname) FROM pg_class c WHERE c.oid = relation
+	SELECT format('%I.%I', n.nspname, c.relname)
+	FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+	WHERE c.oid = relation
 $$;
 COMMENT ON FUNCTION residency.full_name(pg_catalog.regclass) IS 'qualified and quoted name of a table';
 

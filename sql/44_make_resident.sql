@@ -162,35 +162,13 @@ AS $$
 						 CASE t.tgenabled WHEN 'D' THEN 'DISABLE' WHEN 'A' THEN 'ENABLE ALWAYS' ELSE 'ENABLE REPLICA' END, t.tgname)
 		FROM pg_trigger t WHERE t.tgrelid = relation AND NOT t.tgisinternal AND t.tgtype & 1 = 0 AND t.tgenabled <> 'O'
 		UNION ALL
-		SELECT 4, residency.policy_command(p.oid, relation) FROM pg_policy p WHERE p.polrelid = relation
-		UNION ALL
-		SELECT 5, format('ALTER TABLE %s ENABLE ROW LEVEL SECURITY', relation)
-		FROM pg_class c WHERE c.oid = relation AND c.relrowsecurity
-		UNION ALL
-		SELECT 5, format('ALTER TABLE %s FORCE ROW LEVEL SECURITY', relation)
-		FROM pg_class c WHERE c.oid = relation AND c.relforcerowsecurity
+		SELECT 4, c FROM unnest(residency.policy_commands(relation, relation)) c
 		UNION ALL
 		SELECT 6, format('COMMENT ON TABLE %s IS %L', relation, obj_description(relation, 'pg_class'))
 		WHERE obj_description(relation, 'pg_class') IS NOT NULL) s (part, command)
 $$;
 COMMENT ON FUNCTION residency.rebuild_commands(pg_catalog.regclass)
 	IS 'part of make_resident: what the partitioned table takes over from the old one';
-
--- CREATE POLICY command that gives a table the policy of another one.
-CREATE FUNCTION residency.policy_command(policy pg_catalog.oid, target pg_catalog.regclass) RETURNS pg_catalog.text
-	LANGUAGE sql STABLE
-	SET search_path = pg_catalog, pg_temp
-AS $$
-	SELECT format('CREATE POLICY %I ON %s AS %s FOR %s TO %s%s%s', p.polname, target,
-				  CASE WHEN p.polpermissive THEN 'PERMISSIVE' ELSE 'RESTRICTIVE' END,
-				  CASE p.polcmd WHEN 'r' THEN 'SELECT' WHEN 'a' THEN 'INSERT' WHEN 'w' THEN 'UPDATE' WHEN 'd' THEN 'DELETE' ELSE 'ALL' END,
-				  (SELECT string_agg(CASE WHEN r = 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(r)) END, ', ') FROM unnest(p.polroles) r),
-				  ' USING (' || pg_get_expr(p.polqual, p.polrelid) || ')',
-				  ' WITH CHECK (' || pg_get_expr(p.polwithcheck, p.polrelid) || ')')
-	FROM pg_policy p WHERE p.oid = policy
-$$;
-COMMENT ON FUNCTION residency.policy_command(pg_catalog.oid, pg_catalog.regclass)
-	IS 'CREATE POLICY command for the policy of another table';
 
 -- Makes the foreign table that stands for a resident table's partition elsewhere.
 CREATE FUNCTION residency.add_partition(parent pg_catalog.regclass, region pg_catalog.name) RETURNS pg_catalog.void
@@ -360,6 +338,7 @@ BEGIN
 	SELECT string_agg(quote_ident(a.attname), ', ' ORDER BY a.attnum) INTO columns
 		FROM pg_attribute a
 		WHERE a.attrelid = parent AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = '';
+	PERFORM residency.rest_triggers(true);
 	FOREACH target IN ARRAY others LOOP
 		EXECUTE format('SELECT count(*) FROM ONLY %s WHERE %I::text = %L', home, region_column, target) INTO waiting;
 		CONTINUE WHEN waiting = 0;
@@ -371,15 +350,14 @@ BEGIN
 		total := total + waiting;
 	END LOOP;
 	IF total > 0 THEN
-		PERFORM residency.rest_triggers(true);
 		EXECUTE format('DELETE FROM ONLY %s WHERE %I::text <> %L', home, region_column, own);
 		GET DIAGNOSTICS moved = ROW_COUNT;
-		PERFORM residency.rest_triggers(false);
 		IF moved <> total THEN
 			RAISE EXCEPTION USING ERRCODE = 'XX000', MESSAGE = format('moved %s rows, but deleted %s', total, moved);
 		END IF;
 		RAISE NOTICE 'moved % rows of table %; their space here is cleared by VACUUM FULL %, and their WAL by a checkpoint and by new base backups', total, parent, home;
 	END IF;
+	PERFORM residency.rest_triggers(false);
 END
 $$;
 COMMENT ON FUNCTION residency.move_strangers(pg_catalog.regclass, pg_catalog.name)
