@@ -146,12 +146,19 @@ close_readers(Sender *sender)
  * False if there is none.
  */
 static bool
-read_row(NoteReader *reader, Note *note)
+read_row(Sender *sender, NoteReader *reader, Note *note)
 {
+	MemoryContext old;
+	bool		found;
+
 	for (int k = 0; k < note->table->nkeys; k++)
 		reader->keys[k].sk_argument = note->key[k];
+	/* the index's access method keeps memory of its own between calls */
+	old = MemoryContextSwitchTo(sender->context);
 	index_rescan(reader->scan, reader->keys, note->table->nkeys, NULL, 0);
-	if (!index_getnext_slot(reader->scan, ForwardScanDirection, reader->slot))
+	found = index_getnext_slot(reader->scan, ForwardScanDirection, reader->slot);
+	MemoryContextSwitchTo(old);
+	if (!found)
 		return false;
 	slot_getallattrs(reader->slot);
 	return true;
@@ -264,7 +271,7 @@ put_row(Sender *sender, NoteReader *reader, Note *note)
 	uint64		version;
 	ChangeCheck check;
 
-	if (!read_row(reader, note))
+	if (!read_row(sender, reader, note))
 	{
 		if (note->base == BASE_ABSENT && note->first_sent == 0)
 		{

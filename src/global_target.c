@@ -53,6 +53,31 @@ check_target(Relation rel)
 				 errhint("Give it the same primary key in all regions, with residency.run_everywhere().")));
 }
 
+/*
+ * Opens and locks a table by its qualified name.  The gateway's role need not have
+ * USAGE on its schema: being declared global is what opens it to apply.
+ */
+static Relation
+open_table(ApplyRun *run, const char *qualified, LOCKMODE lockmode)
+{
+	RangeVar   *name = makeRangeVarFromNameList(textToQualifiedNameList(cstring_to_text(qualified)));
+	Oid			schema = name->schemaname ? get_namespace_oid(name->schemaname, true) : InvalidOid;
+	Oid			relid = OidIsValid(schema) ? get_relname_relid(name->relname, schema) : InvalidOid;
+	Relation	rel;
+
+	if (!OidIsValid(relid))
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_TABLE),
+				 errmsg("global table \"%s\" does not exist in region \"%s\"",
+						name->relname, residency_self()->region),
+				 errhint("Create it in all regions with residency.run_everywhere().")));
+	run->table = name->relname;
+	rel = table_open(relid, lockmode);
+	run->table = RelationGetRelationName(rel);
+	check_target(rel);
+	return rel;
+}
+
 /* Fills in a target whose relation is open and in the range table at position rti. */
 static void
 init_target(ApplyRun *run, ApplyTarget *target, int rti)
@@ -99,14 +124,10 @@ residency_target_open_all(ApplyRun *run, List *names, LOCKMODE lockmode)
 	old = MemoryContextSwitchTo(run->estate->es_query_cxt);
 	foreach(lc, names)
 	{
-		RangeVar   *name = makeRangeVarFromNameList(textToQualifiedNameList(cstring_to_text(lfirst(lc))));
 		ApplyTarget *target = palloc0(sizeof(ApplyTarget));
 		RangeTblEntry *rte = makeNode(RangeTblEntry);
 
-		run->table = name->relname;
-		target->rel = table_openrv(name, lockmode);
-		run->table = RelationGetRelationName(target->rel);
-		check_target(target->rel);
+		target->rel = open_table(run, lfirst(lc), lockmode);
 		rte->rtekind = RTE_RELATION;
 		rte->relid = RelationGetRelid(target->rel);
 		rte->relkind = target->rel->rd_rel->relkind;
