@@ -35,6 +35,7 @@ use Time::HiRes qw(sleep time);
 use Relay;
 
 my $lib = dirname(__FILE__);
+my $deployments = 0;
 
 # Starts the servers, and joins them.
 sub new
@@ -50,10 +51,12 @@ sub new
 	}, $class;
 	my $n = 0;
 
+	$deployments++;
 	foreach my $region (@{ $self->{regions} })
 	{
 		# directories and prepared names are made of a node's name: keep it plain
 		my $name = $region =~ /^[a-z]+$/ ? $region : 'region' . $n;
+		$name .= "_$deployments" if $deployments > 1;
 		my $node = PostgreSQL::Test::Cluster->new($name);
 
 		$n++;
@@ -87,6 +90,12 @@ sub _configure
 		PostgreSQL::Test::Utils::system_or_bail('openssl', 'req', '-new', '-x509', '-days', '2', '-nodes',
 			'-newkey', 'rsa:2048', '-subj', '/CN=localhost', '-out', "$data/server.crt", '-keyout', "$data/server.key");
 		chmod 0600, "$data/server.key";
+
+		# PostgreSQL 15 takes a single curve, and not the one that OpenSSL's clients guess
+		# first: each connection would begin with one more round trip (docs/decisions.md)
+		append_to_file("$data/openssl.cnf", "openssl_conf = all\n[all]\nssl_conf = ssl\n[ssl]\n"
+			  . "system_default = default\n[default]\nGroups = P-256:X25519\n");
+		$ENV{OPENSSL_CONF} = "$data/openssl.cnf";
 		$conf .= "ssl = on\n";
 	}
 	$node->append_conf('postgresql.conf', $conf . ($o{conf} // ''));
