@@ -251,6 +251,7 @@ pre_commit(void)
 	residency_transaction_produce(NULL);
 	if (residency_remote.context == NULL)
 		return;
+	residency_remote.committing = true;
 	dlist_foreach(iter, &residency_remote.regions)
 	{
 		RemoteRegion *region = dlist_container(RemoteRegion, node, iter.cur);
@@ -411,11 +412,13 @@ transaction_callback(XactEvent event, void *arg)
 			pre_commit();
 			break;
 		case XACT_EVENT_COMMIT:
+			residency_remote.committing = false;
 			send_decision();
 			if (!commit_state.applying)
 				residency_pipeline_sweep();
 			break;
 		case XACT_EVENT_ABORT:
+			residency_remote.committing = false;
 			abort_everywhere();
 			residency_pipeline_sweep();
 			break;

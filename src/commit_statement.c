@@ -9,6 +9,8 @@
  * block after all (extended protocol without Sync), its start waits for them.
  *
  * "Outermost" is counted by the executor and utility hooks, as pg_stat_statements does.
+ * Queries of deferred triggers, which run at the outermost level while the transaction
+ * commits, are no statements; they are known by their destination, SPI.
  */
 #include "commit_internal.h"
 
@@ -60,7 +62,7 @@ residency_statement_start(void)
 {
 	dlist_iter	iter;
 
-	if (residency_remote.context == NULL)
+	if (residency_remote.context == NULL || residency_remote.committing)
 		return;
 	dlist_foreach(iter, &residency_remote.regions)
 	{
@@ -78,6 +80,8 @@ residency_statement_start(void)
 void
 residency_statement_end(void)
 {
+	if (residency_remote.committing)
+		return;
 	residency_transaction_produce(NULL);
 	if (residency_remote.context == NULL || !IsTransactionBlock())
 		return;
@@ -111,10 +115,18 @@ leave_by_error(int locks)
 	PG_RE_THROW();
 }
 
+/* true if the query is a top-level statement and not a part of one */
+static bool
+is_statement(QueryDesc *queryDesc)
+{
+	return nest_level == 0 && queryDesc->dest->mydest != DestSPI &&
+		queryDesc->dest->mydest != DestNone;
+}
+
 static void
 statement_ExecutorStart(QueryDesc *queryDesc, int eflags)
 {
-	if (nest_level == 0)
+	if (is_statement(queryDesc))
 		residency_statement_start();
 	if (next_ExecutorStart)
 		next_ExecutorStart(queryDesc, eflags);
@@ -161,7 +173,7 @@ statement_ExecutorFinish(QueryDesc *queryDesc)
 	}
 	PG_END_TRY();
 	leave(locks);
-	if (nest_level == 0)
+	if (is_statement(queryDesc))
 		residency_statement_end();
 }
 
@@ -172,6 +184,7 @@ statement_ProcessUtility(PlannedStmt *pstmt, const char *queryString, bool readO
 						 QueryEnvironment *queryEnv, DestReceiver *dest, QueryCompletion *qc)
 {
 	ProcessUtility_hook_type next = next_ProcessUtility ? next_ProcessUtility : standard_ProcessUtility;
+	bool		outermost;
 	int			locks;
 
 	if (IsA(pstmt->utilityStmt, TransactionStmt))
@@ -179,7 +192,8 @@ statement_ProcessUtility(PlannedStmt *pstmt, const char *queryString, bool readO
 		next(pstmt, queryString, readOnlyTree, context, params, queryEnv, dest, qc);
 		return;
 	}
-	if (nest_level == 0)
+	outermost = nest_level == 0 && context == PROCESS_UTILITY_TOPLEVEL;
+	if (outermost)
 		residency_statement_start();
 	locks = enter(residency_global_limit_utility(pstmt->utilityStmt));
 	PG_TRY();
@@ -192,7 +206,7 @@ statement_ProcessUtility(PlannedStmt *pstmt, const char *queryString, bool readO
 	}
 	PG_END_TRY();
 	leave(locks);
-	if (nest_level == 0 && IsTransactionState())
+	if (outermost && IsTransactionState())
 		residency_statement_end();
 }
 

@@ -148,6 +148,7 @@ typedef struct RemoteBackend
 	bool		wait_set_stale;
 	bool		waiting;		/* inside the wait loop: left by an error if still set at abort */
 	bool		producing;		/* producers are being called */
+	bool		committing;		/* in PRE_COMMIT or behind it: our own SQL is no statement */
 	RemoteCounters counters;
 } RemoteBackend;
 extern RemoteBackend residency_remote;
