@@ -180,7 +180,7 @@ apply_changes(ApplyRun *run, List *tables, List *homes, text *changes)
 	}
 	run->at_home = false;
 	set_limit(run, residency_lock_timeout);
-	residency_target_finish(run);
+	residency_target_close_all(run);
 	if (run->last)
 		residency_recheck_all();
 }
@@ -200,7 +200,7 @@ apply_truncate(ApplyRun *run, List *tables)
 		run->table = RelationGetRelationName(target->rel);
 		residency_target_clear(run, target);
 	}
-	residency_target_finish(run);
+	residency_target_close_all(run);
 }
 
 /*

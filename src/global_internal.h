@@ -189,6 +189,9 @@ typedef struct ApplyRun
 	List	   *targets;		/* ApplyTarget, in the order of the call's array */
 	int			limit;			/* lock timeout in force, ms; -1 none set yet */
 	bool		last;			/* no further piece of the same batch follows */
+	bool		many_owners;	/* the targets have more than one owner */
+	Oid			owner;			/* of the query to the trigger machinery that is open;
+								 * invalid: none is */
 	bool		at_home;		/* the row at hand has its home here */
 	const char *table;			/* table at hand, for error reports */
 	Oid			index;			/* its primary key */
@@ -226,7 +229,7 @@ typedef struct ApplyTarget
 } ApplyTarget;
 
 extern void residency_target_open_all(ApplyRun *run, List *names, LOCKMODE lockmode);
-extern void residency_target_finish(ApplyRun *run);
+extern void residency_target_close_all(ApplyRun *run);
 extern void residency_target_apply(ApplyRun *run, ApplyTarget *target, ChangeReader *reader);
 extern void residency_target_clear(ApplyRun *run, ApplyTarget *target);
 

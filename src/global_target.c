@@ -8,6 +8,12 @@
  *
  * All rows of a call are one query to the trigger machinery, but each is a command
  * of its own, so that a later record sees what an earlier one did.
+ *
+ * Rows are written, and triggers fire, as the owner of the table: what its columns'
+ * types, constraints, indexes and triggers call belongs to its owner, and may need
+ * rights that a gateway's role has no reason to have.  Tables of several owners in
+ * one call make a query each time the owner changes; foreign keys, which could
+ * otherwise be checked too early, then wait as for the last piece of a batch.
  */
 #include "residency.h"
 
@@ -20,8 +26,8 @@
 #include "catalog/pg_class.h"
 #include "commands/trigger.h"
 #include "executor/executor.h"
-#include "miscadmin.h"
 #include "parser/parse_relation.h"
+#include "miscadmin.h"
 #include "utils/builtins.h"
 #include "utils/datum.h"
 #include "utils/lsyscache.h"
@@ -108,6 +114,13 @@ init_target(ApplyRun *run, ApplyTarget *target, int rti)
 										   table_slot_callbacks(rel));
 }
 
+/* Who owns the target's table. */
+static Oid
+owner_of(ApplyTarget *target)
+{
+	return target->rel->rd_rel->relowner;
+}
+
 /*
  * Opens and locks the tables of a call, and makes the executor state for all of
  * them.  Throws if one is missing here, or not global.
@@ -142,15 +155,32 @@ residency_target_open_all(ApplyRun *run, List *names, LOCKMODE lockmode)
 	foreach(lc, run->targets)
 		init_target(run, lfirst(lc), foreach_current_index(lc) + 1);
 	MemoryContextSwitchTo(old);
-	AfterTriggerBeginQuery();
+	foreach(lc, run->targets)
+		if (owner_of(lfirst(lc)) != owner_of(linitial(run->targets)))
+			run->many_owners = true;
 }
 
-/* Fires the triggers of all rows written, and closes everything but the locks. */
-void
-residency_target_finish(ApplyRun *run)
+/* Acts as that role from here on, until user and context are restored. */
+static void
+act_as(Oid owner, Oid *user, int *context)
+{
+	GetUserIdAndSecContext(user, context);
+	SetUserIdAndSecContext(owner, *context | SECURITY_LOCAL_USERID_CHANGE);
+}
+
+/*
+ * Fires the triggers of the rows written since begin_query(), as the owner of their
+ * tables.
+ */
+static void
+end_query(ApplyRun *run)
 {
 	ListCell   *lc;
+	Oid			user;
+	int			context;
 
+	if (!OidIsValid(run->owner))
+		return;
 	foreach(lc, run->targets)
 	{
 		ApplyTarget *target = lfirst(lc);
@@ -158,7 +188,30 @@ residency_target_finish(ApplyRun *run)
 		/* a superset of what any row was queued for */
 		target->info->ri_TrigDesc = target->triggers[SCOPE_HOME];
 	}
+	act_as(run->owner, &user, &context);
 	AfterTriggerEndQuery(run->estate);
+	SetUserIdAndSecContext(user, context);
+	run->owner = InvalidOid;
+}
+
+/* Makes sure that a query for tables of the target's owner is open. */
+static void
+begin_query(ApplyRun *run, ApplyTarget *target)
+{
+	if (run->owner == owner_of(target))
+		return;
+	end_query(run);
+	AfterTriggerBeginQuery();
+	run->owner = owner_of(target);
+}
+
+/* Fires the triggers that have not fired yet, and closes everything but the locks. */
+void
+residency_target_close_all(ApplyRun *run)
+{
+	ListCell   *lc;
+
+	end_query(run);
 	ExecResetTupleTable(run->estate->es_tupleTable, false);
 	ExecCloseResultRelations(run->estate);
 	foreach(lc, run->targets)
@@ -236,11 +289,18 @@ set_changed_columns(ApplyRun *run, ApplyTarget *target)
 	return changed != NULL;
 }
 
+/* True if foreign keys between global tables must wait for more rows to come. */
+static bool
+checks_wait(ApplyRun *run)
+{
+	return !run->last || run->many_owners;
+}
+
 /* Notes a row for the check with the last piece, if that is wanted. */
 static void
 remember(ApplyRun *run, ApplyTarget *target, TupleTableSlot *old, TupleTableSlot *new)
 {
-	if (run->at_home && !run->last)
+	if (run->at_home && checks_wait(run))
 		residency_recheck_remember(RelationGetRelid(target->rel),
 								   old ? &old->tts_tid : NULL, new ? &new->tts_tid : NULL);
 }
@@ -368,11 +428,16 @@ apply_move(ApplyRun *run, ApplyTarget *target, ChangeReader *reader)
 void
 residency_target_apply(ApplyRun *run, ApplyTarget *target, ChangeReader *reader)
 {
-	MemoryContext old = MemoryContextSwitchTo(GetPerTupleMemoryContext(run->estate));
+	MemoryContext old;
 	ApplyScope	scope = SCOPE_COPY;
+	Oid			user;
+	int			context;
 
+	begin_query(run, target);
+	act_as(run->owner, &user, &context);
+	old = MemoryContextSwitchTo(GetPerTupleMemoryContext(run->estate));
 	if (run->at_home)
-		scope = run->last ? SCOPE_HOME : SCOPE_PIECE;
+		scope = checks_wait(run) ? SCOPE_PIECE : SCOPE_HOME;
 	target->info->ri_TrigDesc = target->triggers[scope];
 	clear_image(target);
 	switch (reader->kind)
@@ -392,6 +457,7 @@ residency_target_apply(ApplyRun *run, ApplyTarget *target, ChangeReader *reader)
 	ExecClearTuple(target->other);
 	MemoryContextSwitchTo(old);
 	ResetPerTupleExprContext(run->estate);
+	SetUserIdAndSecContext(user, context);
 }
 
 /*
@@ -405,7 +471,11 @@ residency_target_clear(ApplyRun *run, ApplyTarget *target)
 	Snapshot	snapshot;
 	TableScanDesc scan;
 	MemoryContext old;
+	Oid			user;
+	int			context;
 
+	begin_query(run, target);
+	act_as(run->owner, &user, &context);
 	target->info->ri_TrigDesc = target->triggers[SCOPE_COPY];
 	snapshot = RegisterSnapshot(GetLatestSnapshot());
 	scan = table_beginscan(target->rel, snapshot, 0, NULL);
@@ -419,4 +489,5 @@ residency_target_clear(ApplyRun *run, ApplyTarget *target)
 	MemoryContextSwitchTo(old);
 	table_endscan(scan);
 	UnregisterSnapshot(snapshot);
+	SetUserIdAndSecContext(user, context);
 }
