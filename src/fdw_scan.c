@@ -33,6 +33,12 @@
 #define FETCH_FIRST 10000
 #define NARROW_ROW 200			/* bytes */
 
+/*
+ * Cursors of this backend are numbered through: a region's own numbers begin again with
+ * each remote transaction, and a scan is numbered before that has begun.
+ */
+static unsigned int last_cursor = 0;
+
 typedef struct FdwScan
 {
 	FdwNode		node;			/* must be first */
@@ -68,7 +74,7 @@ send_fetch(FdwScan *scan, int rows)
 {
 	char		sql[64];
 
-	snprintf(sql, sizeof(sql), "FETCH FORWARD %d FROM c%u", rows, scan->cursor);
+	snprintf(sql, sizeof(sql), "FETCH FORWARD %d FROM scan%u", rows, scan->cursor);
 	return residency_remote_send(residency_remote_region(scan->node.serverid), scan->node.userid,
 								 sql, 0, NULL, 0, -1);
 }
@@ -84,7 +90,7 @@ close_cursor(FdwScan *scan)
 
 	if (scan->cursor != 0 && !scan->node.gone && IsTransactionState())
 	{
-		snprintf(sql, sizeof(sql), "CLOSE c%u", scan->cursor);
+		snprintf(sql, sizeof(sql), "CLOSE scan%u", scan->cursor);
 		residency_remote_release(residency_remote_send(residency_remote_region(scan->node.serverid),
 													   scan->node.userid, sql, 0, NULL, 0, -1));
 	}
@@ -134,8 +140,8 @@ start_scan(FdwNode *node)
 		node->current = residency_node_send(node, scan->sql, 0);
 		return;
 	}
-	scan->cursor = residency_remote_cursor_number(residency_remote_region(node->serverid));
-	sql = psprintf("DECLARE c%u NO SCROLL CURSOR FOR %s", scan->cursor, scan->sql);
+	scan->cursor = ++last_cursor;
+	sql = psprintf("DECLARE scan%u NO SCROLL CURSOR FOR %s", scan->cursor, scan->sql);
 	node->declare = residency_node_send(node, sql, 0);
 	scan->asked = fetch_rows(scan, true);
 	node->current = send_fetch(scan, scan->asked);
