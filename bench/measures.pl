@@ -17,6 +17,7 @@ use warnings;
 use File::Basename qw(dirname);
 use lib dirname(__FILE__) . '/../test/lib';
 use Getopt::Long;
+use IO::Handle;
 use PostgreSQL::Test::Utils;
 use Regions;
 use Time::HiRes qw(time sleep);
@@ -24,17 +25,26 @@ use Time::HiRes qw(time sleep);
 my %o = (rows => 1_000_000, insert => 100_000, pairs => 5, only => '.');
 GetOptions(\%o, 'rows=i', 'insert=i', 'pairs=i', 'only=s') or die "unknown option\n";
 
-$| = 1;
+# The test library sends our output to a log; the table goes where we were started.
+my ($report, $trouble);
+BEGIN
+{
+	open($report, '>&', \*STDOUT) or die "$!\n";
+	open($trouble, '>&', \*STDERR) or die "$!\n";
+	$report->autoflush(1);
+}
+$SIG{__DIE__} = sub { print {$trouble} @_ unless $^S };
+
 my $top = dirname(__FILE__) . '/..';
 my $r;    # the regions of the part that is running
 
 sub heading
 {
-	print "\n| statement | must be | pg_residency | postgres_fdw |\n|---|---|---|---|\n";
+	print {$report} "\n| statement | must be | pg_residency | postgres_fdw |\n|---|---|---|---|\n";
 	return;
 }
 
-sub row { printf "| %s |\n", join(' | ', @_); return; }
+sub row { printf {$report} "| %s |\n", join(' | ', @_); return; }
 sub wanted { my ($name) = @_; return $name =~ /$o{only}/; }
 sub median { my @v = sort { $a <=> $b } @_; return @v % 2 ? $v[@v / 2] : ($v[@v / 2 - 1] + $v[@v / 2]) / 2; }
 sub seconds { my ($ms) = @_; return $ms < 1000 ? sprintf('%.0f ms', $ms) : sprintf('%.2f s', $ms / 1000); }
@@ -286,7 +296,7 @@ sub bulk
 	return;
 }
 
-print 'Machine: ', `nproc` =~ s/\n//r, " cores; ", `uname -sr`;
+print {$report} 'Machine: ', `nproc` =~ s/\n//r, " cores; ", `uname -sr`;
 heading();
 $r = Regions->new(relay => 1, dbname => 'identity');
 $r->psql('usa', '', extra_params => [ '-f', "$top/examples/identity/schema.sql" ]);
