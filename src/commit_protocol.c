@@ -361,7 +361,8 @@ abort_everywhere(void)
 	dlist_foreach(iter, &residency_remote.regions)
 	{
 		RemoteRegion *region = dlist_container(RemoteRegion, node, iter.cur);
-		bool		in_doubt = region->gid[0] != '\0' && region->ending;
+		bool		in_doubt = region->gid[0] != '\0' && region->ending &&
+			!(region->decision && region->decision->failed && !region->decision->lost);
 		char		sql[300];
 
 		if (region->level > 0)

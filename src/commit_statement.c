@@ -15,7 +15,9 @@
 #include "commit_internal.h"
 
 #include "access/xact.h"
+#include "commands/trigger.h"
 #include "executor/executor.h"
+#include "nodes/makefuncs.h"
 #include "nodes/parsenodes.h"
 #include "tcop/utility.h"
 #include "utils/builtins.h"
@@ -56,6 +58,34 @@ queue_home_constraints(void)
 	}
 }
 
+/*
+ * Checks the same for rows stored here, if this statement wrote any: without it the
+ * error would come at COMMIT, when rows stored elsewhere get theirs now.
+ */
+static void
+check_home_constraint_here(void)
+{
+	ConstraintsSetStmt *stmt;
+	ListCell   *lc;
+	bool		pending = false;
+
+	/* what a gateway's statement is only the gateway knows */
+	if (residency_session_gateway() != NULL || !TransactionIdIsValid(GetTopTransactionIdIfAny()))
+		return;
+	foreach(lc, residency_home_partitions())
+		pending |= AfterTriggerPendingOnRel(lfirst_oid(lc));
+	if (!pending)
+		return;
+	stmt = makeNode(ConstraintsSetStmt);
+	stmt->constraints = list_make1(makeRangeVar(pstrdup(residency_self()->region),
+												RESIDENCY_HOME_CONSTRAINT, -1));
+	stmt->deferred = false;
+	CommandCounterIncrement();
+	AfterTriggerSetState(stmt);
+	stmt->deferred = true;
+	AfterTriggerSetState(stmt);
+}
+
 /* a top-level statement starts, see commit.h */
 void
 residency_statement_start(void)
@@ -83,9 +113,14 @@ residency_statement_end(void)
 	if (residency_remote.committing)
 		return;
 	residency_transaction_produce(NULL);
-	if (residency_remote.context == NULL || !IsTransactionBlock())
+	if (!IsTransactionBlock())
 		return;
-	queue_home_constraints();
+	if (residency_remote.context != NULL)
+	{
+		queue_home_constraints();
+		residency_remote_flush();
+	}
+	check_home_constraint_here();	/* while the answers are on their way */
 	residency_remote_wait_deferred();
 }
 

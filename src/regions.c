@@ -63,6 +63,7 @@ static struct
 	bool		servers_valid;
 	HTAB	   *rules;			/* TableRule */
 	HTAB	   *partitions;		/* PartitionRule */
+	List	   *homes;			/* OIDs: partitions stored here whose rows have a directory */
 	bool		any_global;
 } cache;
 
@@ -219,6 +220,13 @@ load_partition(const TableRule *parent, Oid relid)
 	for (int i = 0; i < parent->nkeys; i++)
 		entry->rule.keys[i] =
 			get_attnum(relid, get_attname(parent->relid, parent->keys[i], false));
+	if (OidIsValid(parent->directory) && get_rel_relkind(relid) == RELKIND_RELATION)
+	{
+		MemoryContext old = MemoryContextSwitchTo(cache.context);
+
+		cache.homes = lappend_oid(cache.homes, relid);
+		MemoryContextSwitchTo(old);
+	}
 }
 
 /*
@@ -326,6 +334,7 @@ empty_cache(void)
 	cache.servers = NIL;
 	cache.servers_valid = false;
 	cache.any_global = false;
+	cache.homes = NIL;
 	cache.rules = make_hash("residency rules", sizeof(TableRule));
 	cache.partitions = make_hash("residency partitions", sizeof(PartitionRule));
 }
@@ -482,6 +491,14 @@ residency_region_server(const char *region)
 			 errmsg("region \"%s\" is not known here", region),
 			 errhint("SELECT name FROM residency.regions lists the regions; residency.add_region() joins another one.")));
 	return InvalidOid;			/* keep compiler quiet */
+}
+
+/* OIDs of the partitions stored here that have a home constraint */
+List *
+residency_home_partitions(void)
+{
+	ensure_loaded();
+	return cache.homes;
 }
 
 /* True if some table is declared global. */

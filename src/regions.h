@@ -65,6 +65,9 @@ extern Oid	residency_region_server(const char *region);
 /* true if some table is declared global: a cheap test before looking closer */
 extern bool residency_any_global(void);
 
+/* OIDs of the partitions stored here that have a home constraint */
+extern List *residency_home_partitions(void);
+
 extern void residency_regions_init(void);	/* registers invalidation callbacks */
 
 #endif							/* RESIDENCY_REGIONS_H */

@@ -62,6 +62,14 @@ $r->fails('usa', q{BEGIN; INSERT INTO app.details VALUES (999, 'gbr', 'nobody');
 	unlike($err, qr/nobody|999/, 'without its values');
 }
 
+foreach my $home (qw(usa gbr))
+{
+	my ($code, $out, $err) = $r->try('usa', "BEGIN; INSERT INTO app.details VALUES (999, '$home', 'nobody'); SELECT 'came here'");
+	ok($code != 0 && $out !~ /came here/, "the error comes with the statement, also at home ($home)");
+	is($r->psql('usa', "BEGIN; WITH d AS (INSERT INTO app.details VALUES (998, '$home', 'x')) INSERT INTO app.identity VALUES (998, '$home'); ROLLBACK; SELECT 'fine'"),
+		'fine', "but the order within a statement is free ($home)");
+}
+
 # --- a participant that cannot prepare ----------------------------------------------
 $r->psql('aus', 'ALTER SYSTEM SET max_prepared_transactions = 1');
 $r->restart('aus');
