@@ -7,5 +7,6 @@ BENCH ?= bench/measures.pl
 
 .PHONY: bench
 bench: relay
+	@rm -rf tmp_check/t_*
 	@mkdir -p tmp_check/log
 	@$(TEST_ENV) perl $(BENCH) $(ARGS)

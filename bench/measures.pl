@@ -20,6 +20,7 @@ use Getopt::Long;
 use IO::Handle;
 use PostgreSQL::Test::Utils;
 use Regions;
+use Test::More ();
 use Time::HiRes qw(time sleep);
 
 my %o = (rows => 1_000_000, insert => 100_000, pairs => 5, only => '.');
@@ -33,6 +34,7 @@ BEGIN
 	open($trouble, '>&', \*STDERR) or die "$!\n";
 	$report->autoflush(1);
 }
+Test::More->builder->output('/dev/null');	# notes of the test bed
 $SIG{__DIE__} = sub { print {$trouble} @_ unless $^S };
 
 my $top = dirname(__FILE__) . '/..';
@@ -205,11 +207,11 @@ sub first_statements
 	return;
 }
 
-# Most private memory, in kB, that the session's backend has while the SQL runs.
+# kB of private memory by which a new backend grows while the SQL runs.
 sub peak_memory
 {
 	my ($sql) = @_;
-	my $session = $r->warm('usa');
+	my $session = $r->session('usa', client => 1);
 	my ($pid) = $session->query('SELECT pg_backend_pid()') =~ /(\d+)/;
 	my $memory = sub { slurp_file("/proc/$pid/status") =~ /RssAnon:\s+(\d+)/ ? $1 : 0 };
 	my $before = $memory->();
@@ -229,6 +231,7 @@ sub peak_memory
 	kill 'TERM', $sampler;
 	my $peak = readline($read);
 	waitpid($sampler, 0);
+	$session->quit;
 	return $peak - $before;
 }
 
