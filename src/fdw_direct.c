@@ -18,8 +18,6 @@
 #include "utils/lsyscache.h"
 #include "utils/rel.h"
 
-#include "regions.h"
-
 typedef struct FdwDirect
 {
 	FdwNode		node;			/* must be first */
@@ -41,7 +39,8 @@ start_direct(FdwNode *node)
 
 	residency_start_before_write(node->state->ss.ps.state, node->serverid);
 	(void) residency_node_evaluate(node);
-	node->current = residency_node_send(node, direct->sql, direct->flags);
+	residency_node_begin(node);
+	node->current = residency_node_send(node, direct->sql, node->nparams, direct->flags);
 	node->started = true;
 }
 
@@ -87,7 +86,7 @@ residencyBeginDirectModify(ForeignScanState *state, int eflags)
 	direct->has_returning = boolVal(list_nth(plan->fdw_private, FdwDirectHasReturning));
 	direct->set_processed = boolVal(list_nth(plan->fdw_private, FdwDirectSetProcessed));
 	direct->flags = REMOTE_WRITES;
-	if (residency_partition_rule(RelationGetRelid(state->ss.ss_currentRelation)) != NULL)
+	if (residency_home_constraint(RelationGetRelid(state->ss.ss_currentRelation)))
 		direct->flags |= REMOTE_RESIDENT;
 	if (direct->has_returning)
 	{
@@ -107,7 +106,7 @@ take_answer(ForeignScanState *state, FdwDirect *direct)
 
 	if (!direct->node.started)
 		residency_node_start(&direct->node);
-	direct->res = residency_remote_wait(direct->node.current);
+	direct->res = residency_node_wait(&direct->node, direct->node.current);
 	n = direct->has_returning ? PQntuples(direct->res) : residency_remote_affected(direct->res);
 	if (direct->set_processed)
 		state->ss.ps.state->es_processed += n;

@@ -56,11 +56,14 @@ struct FdwNode
 extern void residency_node_init(FdwNode *node, ForeignScanState *state, bool modifies,
 								FdwNodeStart start);
 extern bool residency_node_evaluate(FdwNode *node);
-extern RemoteRequest *residency_node_send(FdwNode *node, const char *sql, int flags);
+extern RemoteRequest *residency_node_send(FdwNode *node, const char *sql, int nparams, int flags);
+extern void residency_node_begin(FdwNode *node);
+extern PGresult *residency_node_wait(FdwNode *node, RemoteRequest *req);
 extern void residency_node_release(FdwNode *node);
 extern void residency_node_end(FdwNode *node);
 extern void residency_node_start(FdwNode *node);
 extern void residency_start_before_write(EState *estate, Oid serverid);
+extern bool residency_reads_again(EState *estate, Oid serverid);
 
 /* fdw_modify_rows.c */
 typedef struct FdwModify FdwModify;
@@ -70,6 +73,8 @@ extern FdwModify *residency_modify_make(EState *estate, ResultRelInfo *rri, CmdT
 extern uint64 residency_modify_end(FdwModify *modify);
 extern uint64 residency_modify_settle(EState *estate);
 extern void residency_modify_flush_all(RemoteRegion *region);
+extern void residency_modify_flush_before_wait(EState *estate);
+extern EState *residency_modify_reading(EState *estate);
 extern TupleTableSlot *residency_modify_insert(FdwModify *modify, TupleTableSlot *slot);
 extern TupleTableSlot *residency_modify_update(FdwModify *modify, TupleTableSlot *slot,
 											   TupleTableSlot *plan_slot);
@@ -78,6 +83,8 @@ extern TupleTableSlot *residency_modify_delete(FdwModify *modify, TupleTableSlot
 
 /* fdw_modify.c */
 extern void residency_region_change_error(Oid relid) pg_attribute_noreturn();
+
+extern bool residency_home_constraint(Oid relid);
 
 /* fdw_direct.c */
 extern void residency_direct_routine(FdwRoutine *routine);

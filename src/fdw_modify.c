@@ -52,6 +52,18 @@ residency_region_change_error(Oid relid)
 	pg_unreachable();
 }
 
+/*
+ * True if the table at home of this foreign partition has the foreign key to a
+ * directory that is checked when a statement ends.
+ */
+bool
+residency_home_constraint(Oid relid)
+{
+	const TableRule *rule = residency_partition_rule(relid);
+
+	return rule != NULL && OidIsValid(rule->directory);
+}
+
 /* row triggers run at the home only */
 static void
 clear_row_triggers(ResultRelInfo *rri)
@@ -267,7 +279,7 @@ residencyExecForeignTruncate(List *rels, DropBehavior behavior, bool restart_seq
 			appendStringInfoString(&buf, ", ");
 		residency_deparse_relation(&buf, rel);
 		serverid = GetForeignTable(RelationGetRelid(rel))->serverid;
-		if (residency_partition_rule(RelationGetRelid(rel)) != NULL)
+		if (residency_home_constraint(RelationGetRelid(rel)))
 			flags |= REMOTE_RESIDENT;
 	}
 	appendStringInfo(&buf, " %s IDENTITY %s", restart_seqs ? "RESTART" : "CONTINUE",

@@ -59,7 +59,8 @@ find_region_column(FdwModify *modify)
 		return;
 	parent = rule->relid;
 	attno = rule->region_attno;
-	modify->flags |= REMOTE_RESIDENT;
+	if (residency_home_constraint(RelationGetRelid(modify->rel)))
+		modify->flags |= REMOTE_RESIDENT;
 	modify->region_attno = get_attnum(RelationGetRelid(modify->rel),
 									  get_attname(parent, attno, false));
 	modify->region = residency_server_region(modify->serverid);

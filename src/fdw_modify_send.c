@@ -5,13 +5,17 @@
  * Rows that are not awaited one by one are collected and sent many at a time, without
  * waiting between batches.  What is collected leaves
  *		- when the batch is full,
- *		- when the producer is called, because something is about to be waited for,
+ *		- when something is about to be waited for (also the producer's call),
  *		- when the modification ends.
  *
  * Invariant: rows are sent at the nest level of the statement that they belong to,
  * never inside a subtransaction that one of its functions has opened: what that
  * aborts must not take them along.  (The producer skips such buffers; their rows follow
  * when control is back.)
+ *
+ * A statement must not see its own rows.  Scans without parameters have begun before
+ * the first write (residency_start_before_write); others begin again and again, so the rows
+ * of their own statement stay here as long as the buffer has room.
  */
 #include "postgres.h"
 
@@ -28,6 +32,9 @@
 
 static dlist_head open_buffers = DLIST_STATIC_INIT(open_buffers);
 static dlist_head unsettled_writes = DLIST_STATIC_INIT(unsettled_writes);
+
+/* query whose scan is being sent: its own rows are not in a hurry */
+static EState *reading = NULL;
 
 /* takes a buffer off the list; its rows are sent, or nobody wants them any more */
 static void
@@ -154,8 +161,39 @@ residency_modify_flush_all(RemoteRegion *region)
 	{
 		FdwModify  *modify = dlist_container(FdwModify, link, iter.cur);
 
-		if (modify->nest_level == nest_level &&
+		if (modify->nest_level == nest_level && (reading == NULL || modify->estate != reading) &&
 			(region == NULL || residency_remote_serverid(region) == modify->serverid))
+			flush_buffer(modify);
+	}
+}
+
+/*
+ * Sets the query whose scan is being sent, NULL after it; returns the one before.
+ */
+EState *
+residency_modify_reading(EState *estate)
+{
+	EState	   *before = reading;
+
+	reading = estate;
+	return before;
+}
+
+/*
+ * A scan of this query is about to wait: what is held back travels meanwhile.
+ */
+void
+residency_modify_flush_before_wait(EState *estate)
+{
+	int			nest_level = GetCurrentTransactionNestLevel();
+	dlist_mutable_iter iter;
+
+	dlist_foreach_modify(iter, &open_buffers)
+	{
+		FdwModify  *modify = dlist_container(FdwModify, link, iter.cur);
+
+		if (modify->nest_level == nest_level &&
+			(modify->estate != estate || !residency_reads_again(estate, modify->serverid)))
 			flush_buffer(modify);
 	}
 }

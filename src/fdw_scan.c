@@ -75,8 +75,7 @@ send_fetch(FdwScan *scan, int rows)
 	char		sql[64];
 
 	snprintf(sql, sizeof(sql), "FETCH FORWARD %d FROM scan%u", rows, scan->cursor);
-	return residency_remote_send(residency_remote_region(scan->node.serverid), scan->node.userid,
-								 sql, 0, NULL, 0, -1);
+	return residency_node_send(&scan->node, sql, 0, 0);
 }
 
 /*
@@ -91,8 +90,7 @@ close_cursor(FdwScan *scan)
 	if (scan->cursor != 0 && !scan->node.gone && IsTransactionState())
 	{
 		snprintf(sql, sizeof(sql), "CLOSE scan%u", scan->cursor);
-		residency_remote_release(residency_remote_send(residency_remote_region(scan->node.serverid),
-													   scan->node.userid, sql, 0, NULL, 0, -1));
+		residency_remote_release(residency_node_send(&scan->node, sql, 0, 0));
 	}
 	scan->cursor = 0;
 }
@@ -135,14 +133,15 @@ start_scan(FdwNode *node)
 		return;
 	}
 	drop_rows(scan);
+	residency_node_begin(node);
 	if (scan->small)
 	{
-		node->current = residency_node_send(node, scan->sql, 0);
+		node->current = residency_node_send(node, scan->sql, node->nparams, 0);
 		return;
 	}
 	scan->cursor = ++last_cursor;
 	sql = psprintf("DECLARE scan%u NO SCROLL CURSOR FOR %s", scan->cursor, scan->sql);
-	node->declare = residency_node_send(node, sql, 0);
+	node->declare = residency_node_send(node, sql, node->nparams, 0);
 	scan->asked = fetch_rows(scan, true);
 	node->current = send_fetch(scan, scan->asked);
 	pfree(sql);
@@ -209,11 +208,11 @@ next_batch(FdwScan *scan)
 	if (node->declare != NULL)
 	{
 		/* an error of DECLARE says more than the one of the FETCH behind it */
-		(void) residency_remote_wait(node->declare);
+		(void) residency_node_wait(node, node->declare);
 		residency_remote_release(node->declare);
 		node->declare = NULL;
 	}
-	scan->res = residency_remote_wait(node->current);
+	scan->res = residency_node_wait(node, node->current);
 	scan->nrows = PQntuples(scan->res);
 	scan->row = 0;
 	scan->batches++;

@@ -160,14 +160,47 @@ residency_node_evaluate(FdwNode *node)
 	return same;
 }
 
-/* queues a statement with the parameters as last evaluated, in the node's own region */
+/*
+ * Queues a statement in the node's own region; with nparams > 0 it has the parameters
+ * as last evaluated.
+ */
 RemoteRequest *
-residency_node_send(FdwNode *node, const char *sql, int flags)
+residency_node_send(FdwNode *node, const char *sql, int nparams, int flags)
+{
+	EState	   *before = residency_modify_reading(node->state->ss.ps.state);
+	RemoteRequest *req = NULL;
+
+	PG_TRY();
+	{
+		req = residency_remote_send(residency_remote_region(node->serverid), node->userid, sql,
+									nparams, nparams > 0 ? node->param_values : NULL, flags, -1);
+	}
+	PG_FINALLY();
+	{
+		(void) residency_modify_reading(before);
+	}
+	PG_END_TRY();
+	return req;
+}
+
+/* marks the (sub)transaction that the node's remote cursor or statement begins in */
+void
+residency_node_begin(FdwNode *node)
 {
 	node->subid = GetCurrentSubTransactionId();
 	node->gone = false;
-	return residency_remote_send(residency_remote_region(node->serverid), node->userid, sql,
-								 node->nparams, node->param_values, flags, -1);
+}
+
+/*
+ * Waits for a request of the node.  Whatever is queued, in all regions, and rows that are
+ * held back travel in the same flight.
+ */
+PGresult *
+residency_node_wait(FdwNode *node, RemoteRequest *req)
+{
+	if (!residency_remote_answered(req))
+		residency_modify_flush_before_wait(node->state->ss.ps.state);
+	return residency_remote_wait(req);
 }
 
 /* gives back all requests, answered or not */
@@ -260,6 +293,23 @@ residency_start_before_write(EState *estate, Oid serverid)
 			!node->modifies && !node->started && bms_is_empty(node->state->ss.ps.plan->allParam))
 			start_other(node);
 	}
+}
+
+/* can a query send another scan to a region, after it has begun to write there? */
+bool
+residency_reads_again(EState *estate, Oid serverid)
+{
+	dlist_iter	iter;
+
+	dlist_foreach(iter, &live_nodes)
+	{
+		FdwNode    *node = dlist_container(FdwNode, link, iter.cur);
+
+		if (node->state->ss.ps.state == estate && node->serverid == serverid &&
+			!node->modifies && !bms_is_empty(node->state->ss.ps.plan->allParam))
+			return true;
+	}
+	return false;
 }
 
 /* the node of a plan node if it is one of ours */
