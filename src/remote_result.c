@@ -100,7 +100,8 @@ residency_error_store(RemoteRegion *region, int level, PGresult *res)
 {
 	const char *state = PQresultErrorField(res, PG_DIAG_SQLSTATE);
 	const char *file = PQresultErrorField(res, PG_DIAG_SOURCE_FILE);
-	bool		raised = file != NULL && strcmp(file, "pl_exec.c") == 0;
+	/* what an administrator's definitions raise, our own functions above all, is for him */
+	bool		raised = !region->admin && file != NULL && strcmp(file, "pl_exec.c") == 0;
 	RemoteError *error = &region->error;
 	int			sqlstate = ERRCODE_CONNECTION_FAILURE;
 
@@ -123,7 +124,7 @@ residency_error_store(RemoteRegion *region, int level, PGresult *res)
 						 PQresultErrorField(res, PG_DIAG_MESSAGE_PRIMARY),
 						 error->table, error->column, error->constraint);
 	/* hints of our own functions are made to travel, and name objects only */
-	if (sqlstate == ERRCODE_FEATURE_NOT_SUPPORTED ||
+	if (region->admin || sqlstate == ERRCODE_FEATURE_NOT_SUPPORTED ||
 		sqlstate == ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE ||
 		sqlstate == ERRCODE_UNDEFINED_OBJECT)
 		copy_field(error->hint, sizeof(error->hint), res, PG_DIAG_MESSAGE_HINT);
