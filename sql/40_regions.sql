@@ -6,6 +6,15 @@
 -- residency.ask().  Steps may be called by superusers only, and are no interface.
 --
 
+-- What a step refuses has to say so in another region, where a plain RAISE would count
+-- as a user's, which may hold values and loses its text.
+CREATE FUNCTION residency.refuse(errcode pg_catalog.text, message pg_catalog.text,
+		hint pg_catalog.text DEFAULT NULL, detail pg_catalog.text DEFAULT NULL)
+	RETURNS pg_catalog.void
+	LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'residency_refuse';
+COMMENT ON FUNCTION residency.refuse(pg_catalog.text, pg_catalog.text, pg_catalog.text, pg_catalog.text)
+	IS 'raises an error of this extension''s own functions';
+
 CREATE FUNCTION residency.ask(
 		regions pg_catalog.name[], statement pg_catalog.text,
 		parameters pg_catalog.text[] DEFAULT '{}', deferred pg_catalog.bool DEFAULT false,
@@ -67,10 +76,10 @@ BEGIN
 	mapping := '{}';
 	FOR item IN SELECT o.keyword, o.value FROM residency.connection_options(connection) o LOOP
 		IF item.keyword IN ('password', 'sslpassword') THEN
-			RAISE EXCEPTION USING ERRCODE = '22023',
-				MESSAGE = 'a connection string must not contain a password',
-				DETAIL = 'It would be seen in logs and in pg_stat_activity.',
-				HINT = 'Run CREATE SERVER and CREATE USER MAPPING FOR CURRENT_USER ... OPTIONS (user, password), and then residency.add_region() with the name alone; or use a passfile.';
+			PERFORM residency.refuse(errcode => '22023',
+				message => 'a connection string must not contain a password',
+				detail => 'It would be seen in logs and in pg_stat_activity.',
+				hint => 'Run CREATE SERVER and CREATE USER MAPPING FOR CURRENT_USER ... OPTIONS (user, password), and then residency.add_region() with the name alone; or use a passfile.');
 		ELSIF item.keyword IN ('user', 'passfile', 'sslcert', 'sslkey') THEN
 			mapping := mapping || ARRAY[item.keyword, item.value];
 		ELSE
@@ -113,9 +122,9 @@ DECLARE
 BEGIN
 	SELECT s.region INTO own FROM residency.self s;
 	IF NOT FOUND THEN
-		RAISE EXCEPTION USING ERRCODE = '55000',
-			MESSAGE = 'this database is not a region yet',
-			HINT = 'Run SELECT residency.init(''name-of-this-region'') first.';
+		PERFORM residency.refuse(errcode => '55000',
+			message => 'this database is not a region yet',
+			hint => 'Run SELECT residency.init(''name-of-this-region'') first.');
 	END IF;
 	RETURN own;
 END
@@ -129,7 +138,7 @@ AS $$
 #variable_conflict use_variable
 BEGIN
 	IF NOT (SELECT r.rolsuper FROM pg_roles r WHERE r.rolname = current_user) THEN
-		RAISE EXCEPTION USING ERRCODE = '42501', MESSAGE = format('must be superuser to %s', what);
+		PERFORM residency.refuse(errcode => '42501', message => format('must be superuser to %s', what));
 	END IF;
 END
 $$;
@@ -223,9 +232,9 @@ BEGIN
 		EXECUTE format('CREATE SERVER %I FOREIGN DATA WRAPPER residency %s',
 					   learn_region.name, residency.options_clause(options));
 	ELSIF wrapper <> 'residency' THEN
-		RAISE EXCEPTION USING ERRCODE = '42710',
-			MESSAGE = format('server "%s" belongs to the foreign data wrapper "%s"', learn_region.name, wrapper),
-			HINT = 'Choose another name for the region, or rename that server.';
+		PERFORM residency.refuse(errcode => '42710',
+			message => format('server "%s" belongs to the foreign data wrapper "%s"', learn_region.name, wrapper),
+			hint => 'Choose another name for the region, or rename that server.');
 	END IF;
 	INSERT INTO residency.region (name, number, incarnation, role)
 		VALUES (learn_region.name, learn_region.number, learn_region.incarnation, learn_region.role);

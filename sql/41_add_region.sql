@@ -20,16 +20,16 @@ DECLARE
 BEGIN
 	IF connection IS NULL THEN
 		IF NOT exists_already THEN
-			RAISE EXCEPTION USING ERRCODE = '22023',
-				MESSAGE = format('region "%s" has no server yet, and no connection string is given', region),
-				HINT = format('Run SELECT residency.add_region(%L, ''host=... port=... dbname=...'').', region);
+			PERFORM residency.refuse(errcode => '22023',
+				message => format('region "%s" has no server yet, and no connection string is given', region),
+				hint => format('Run SELECT residency.add_region(%L, ''host=... port=... dbname=...'').', region));
 		END IF;
 		RETURN;
 	END IF;
 	IF exists_already THEN
-		RAISE EXCEPTION USING ERRCODE = '42710',
-			MESSAGE = format('server "%s" exists already', region),
-			HINT = format('Run SELECT residency.add_region(%L) to join that server, or DROP SERVER %I first.', region, region);
+		PERFORM residency.refuse(errcode => '42710',
+			message => format('server "%s" exists already', region),
+			hint => format('Run SELECT residency.add_region(%L) to join that server, or DROP SERVER %I first.', region, region));
 	END IF;
 	options := residency.server_options(connection);
 	IF NOT ('user' = ANY (options.mapping)) THEN
@@ -76,47 +76,47 @@ BEGIN
 	SELECT a.answer INTO there FROM residency.ask(ARRAY[region], question, joined => false) a;
 
 	IF there[1]::int4 < 150000 THEN
-		RAISE EXCEPTION USING ERRCODE = '0A000',
-			MESSAGE = format('server of region "%s" runs PostgreSQL %s, which is older than 15', region, there[1]::int4 / 10000),
-			HINT = 'Upgrade that server.';
+		PERFORM residency.refuse(errcode => '0A000',
+			message => format('server of region "%s" runs PostgreSQL %s, which is older than 15', region, there[1]::int4 / 10000),
+			hint => 'Upgrade that server.');
 	END IF;
 	IF there[11]::bool THEN
-		RAISE EXCEPTION USING ERRCODE = '25006',
-			MESSAGE = format('server of region "%s" is a standby', region),
-			HINT = 'Give the connection of its primary.';
+		PERFORM residency.refuse(errcode => '25006',
+			message => format('server of region "%s" is a standby', region),
+			hint => 'Give the connection of its primary.');
 	END IF;
 	IF there[2] <> 'on' THEN
-		RAISE EXCEPTION USING ERRCODE = '42501',
-			MESSAGE = format('must be superuser in region "%s" to let it join', region),
-			HINT = 'Name a superuser of that server in the connection string (user=...), or in the user mapping.';
+		PERFORM residency.refuse(errcode => '42501',
+			message => format('must be superuser in region "%s" to let it join', region),
+			hint => 'Name a superuser of that server in the connection string (user=...), or in the user mapping.');
 	END IF;
 	IF there[9] !~ '(^|,)\s*"?(\$libdir/)?residency"?\s*(,|$)' THEN
-		RAISE EXCEPTION USING ERRCODE = '55000',
-			MESSAGE = format('server of region "%s" does not preload the extension', region),
-			HINT = format('Put this line into its postgresql.conf and restart it: shared_preload_libraries = ''%s''',
-						  CASE WHEN there[9] = '' THEN 'residency' ELSE there[9] || ', residency' END);
+		PERFORM residency.refuse(errcode => '55000',
+			message => format('server of region "%s" does not preload the extension', region),
+			hint => format('Put this line into its postgresql.conf and restart it: shared_preload_libraries = ''%s''',
+						  CASE WHEN there[9] = '' THEN 'residency' ELSE there[9] || ', residency' END));
 	END IF;
 	IF there[8]::int4 = 0 THEN
-		RAISE EXCEPTION USING ERRCODE = '55000',
-			MESSAGE = format('server of region "%s" allows no prepared transactions', region),
-			HINT = 'Put this line into its postgresql.conf and restart it: max_prepared_transactions = 200';
+		PERFORM residency.refuse(errcode => '55000',
+			message => format('server of region "%s" allows no prepared transactions', region),
+			hint => 'Put this line into its postgresql.conf and restart it: max_prepared_transactions = 200');
 	END IF;
 	IF there[3] IS NULL THEN
-		RAISE EXCEPTION USING ERRCODE = '55000',
-			MESSAGE = format('extension "residency" is not installed in the database of region "%s"', region),
-			HINT = 'Run CREATE EXTENSION residency there.';
+		PERFORM residency.refuse(errcode => '55000',
+			message => format('extension "residency" is not installed in the database of region "%s"', region),
+			hint => 'Run CREATE EXTENSION residency there.');
 	END IF;
 	IF there[3] <> here[3] THEN
-		RAISE EXCEPTION USING ERRCODE = '55000',
-			MESSAGE = format('extension "residency" has version %s in region "%s", and version %s here', there[3], region, here[3]),
-			HINT = 'Run ALTER EXTENSION residency UPDATE in the region with the older version.';
+		PERFORM residency.refuse(errcode => '55000',
+			message => format('extension "residency" has version %s in region "%s", and version %s here', there[3], region, here[3]),
+			hint => 'Run ALTER EXTENSION residency UPDATE in the region with the older version.');
 	END IF;
 	FOR i, label IN VALUES (4, 'encoding'), (5, 'collation'), (6, 'character classification'), (7, 'locale provider') LOOP
 		IF there[i] IS DISTINCT FROM here[i] THEN
-			RAISE EXCEPTION USING ERRCODE = '55000',
-				MESSAGE = format('database of region "%s" has another %s: %s there, %s here', region, label, there[i], here[i]),
-				DETAIL = 'Texts would not compare alike in all regions.',
-				HINT = 'Make that database anew with CREATE DATABASE ... TEMPLATE template0 ENCODING ... LC_COLLATE ... LC_CTYPE ....';
+			PERFORM residency.refuse(errcode => '55000',
+				message => format('database of region "%s" has another %s: %s there, %s here', region, label, there[i], here[i]),
+				detail => 'Texts would not compare alike in all regions.',
+				hint => 'Make that database anew with CREATE DATABASE ... TEMPLATE template0 ENCODING ... LC_COLLATE ... LC_CTYPE ....');
 		END IF;
 	END LOOP;
 	RETURN there;
@@ -148,22 +148,22 @@ BEGIN
 	SELECT * INTO self FROM residency.self;
 
 	IF there[1] IS NOT NULL AND there[2]::int8 = self.deployment AND there[3]::int8 = self.incarnation THEN
-		RAISE EXCEPTION USING ERRCODE = '22023',
-			MESSAGE = format('connection of region "%s" leads back to this region', region),
-			HINT = 'Check host, port and dbname.';
+		PERFORM residency.refuse(errcode => '22023',
+			message => format('connection of region "%s" leads back to this region', region),
+			hint => 'Check host, port and dbname.');
 	ELSIF there[1] IS NOT NULL AND there[1] <> region::text THEN
-		RAISE EXCEPTION USING ERRCODE = '55000',
-			MESSAGE = format('database given for region "%s" is region "%s" already', region, there[1]),
-			HINT = 'Check host, port and dbname, or join it under its own name.';
+		PERFORM residency.refuse(errcode => '55000',
+			message => format('database given for region "%s" is region "%s" already', region, there[1]),
+			hint => 'Check host, port and dbname, or join it under its own name.');
 	ELSIF there[5]::int8 > 1 THEN
-		RAISE EXCEPTION USING ERRCODE = '55000',
-			MESSAGE = format('region "%s" belongs to another deployment already', region),
-			DETAIL = format('It knows %s regions.', there[5]),
-			HINT = 'Check host, port and dbname.';
+		PERFORM residency.refuse(errcode => '55000',
+			message => format('region "%s" belongs to another deployment already', region),
+			detail => format('It knows %s regions.', there[5]),
+			hint => 'Check host, port and dbname.');
 	ELSIF there[6]::int8 > 0 THEN
-		RAISE EXCEPTION USING ERRCODE = '55000',
-			MESSAGE = format('region "%s" has declared tables of its own', region),
-			HINT = 'Join a region first, and declare its tables afterwards.';
+		PERFORM residency.refuse(errcode => '55000',
+			message => format('region "%s" has declared tables of its own', region),
+			hint => 'Join a region first, and declare its tables afterwards.');
 	END IF;
 	incarnation := coalesce(there[3]::int8, 0);
 	connection := there[4];
@@ -193,10 +193,10 @@ BEGIN
 		'SELECT residency.reachable($1::pg_catalog.text)',
 		ARRAY[residency.connection_string(plain) || ' connect_timeout=5'], joined => joined) a;
 	IF there[1] IS NOT NULL THEN
-		RAISE EXCEPTION USING ERRCODE = '08001',
-			MESSAGE = format('region "%s" cannot reach region "%s" at %s', from_region, to_region, residency.connection_string(plain)),
-			DETAIL = format('Its answer: %s.', there[1]),
-			HINT = format('Run SELECT residency.set_connection(''host=... port=... dbname=...'') in region "%s" with an address at which all regions reach it.', to_region);
+		PERFORM residency.refuse(errcode => '08001',
+			message => format('region "%s" cannot reach region "%s" at %s', from_region, to_region, residency.connection_string(plain)),
+			detail => format('Its answer: %s.', there[1]),
+			hint => format('Run SELECT residency.set_connection(''host=... port=... dbname=...'') in region "%s" with an address at which all regions reach it.', to_region));
 	END IF;
 END
 $$;
@@ -275,12 +275,12 @@ BEGIN
 	PERFORM residency.check_name(region);
 	SELECT * INTO self FROM residency.self;
 	IF newcomer = own OR EXISTS (SELECT FROM residency.region r WHERE r.name = newcomer) THEN
-		RAISE EXCEPTION USING ERRCODE = '42710',
-			MESSAGE = format('region "%s" has joined already', newcomer),
-			HINT = 'SELECT * FROM residency.regions lists the regions. ALTER SERVER ... OPTIONS changes how one is reached.';
+		PERFORM residency.refuse(errcode => '42710',
+			message => format('region "%s" has joined already', newcomer),
+			hint => 'SELECT * FROM residency.regions lists the regions. ALTER SERVER ... OPTIONS changes how one is reached.');
 	END IF;
 	IF (SELECT count(*) FROM residency.region) >= 64 THEN
-		RAISE EXCEPTION USING ERRCODE = '54000', MESSAGE = 'a deployment has at most 64 regions';
+		PERFORM residency.refuse(errcode => '54000', message => 'a deployment has at most 64 regions');
 	END IF;
 
 	PERFORM residency.prepare_server(newcomer, connection);
@@ -290,9 +290,9 @@ BEGIN
 	address := (residency.check_newcomer(newcomer))[10];
 	identity := residency.check_identity(newcomer, all_names);
 	IF EXISTS (SELECT FROM residency.region r WHERE r.incarnation = identity.incarnation) THEN
-		RAISE EXCEPTION USING ERRCODE = '55000',
-			MESSAGE = format('region "%s" is a clone of a region that has joined', newcomer),
-			HINT = 'Make its database anew, or run SELECT residency.renew() there.';
+		PERFORM residency.refuse(errcode => '55000',
+			message => format('region "%s" is a clone of a region that has joined', newcomer),
+			hint => 'Make its database anew, or run SELECT residency.renew() there.');
 	END IF;
 	SELECT min(n) INTO fresh FROM generate_series(1, 64) n
 		WHERE NOT EXISTS (SELECT FROM residency.region r WHERE r.number = n);

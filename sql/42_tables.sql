@@ -20,9 +20,9 @@ DECLARE
 BEGIN
 	PERFORM residency.require_superuser('declare tables');
 	IF found_relation IS NULL THEN
-		RAISE EXCEPTION USING ERRCODE = '42P01',
-			MESSAGE = format('table %s does not exist in region "%s"', relation, own),
-			HINT = 'Create it in all regions with residency.run_everywhere(''CREATE TABLE ...'').';
+		PERFORM residency.refuse(errcode => '42P01',
+			message => format('table %s does not exist in region "%s"', relation, own),
+			hint => 'Create it in all regions with residency.run_everywhere(''CREATE TABLE ...'').');
 	END IF;
 	SELECT * INTO c FROM pg_class WHERE oid = found_relation;
 	reason := CASE
@@ -37,18 +37,18 @@ BEGIN
 		WHEN c.relnamespace IN ('pg_catalog'::regnamespace, 'information_schema'::regnamespace, 'residency'::regnamespace) THEN 'It belongs to the system.'
 		END;
 	IF reason IS NOT NULL THEN
-		RAISE EXCEPTION USING ERRCODE = CASE WHEN reason LIKE '%already%' THEN '42710' ELSE '42809' END,
-			MESSAGE = format('table %s cannot be declared in region "%s"', found_relation, own), DETAIL = reason,
-			HINT = CASE WHEN reason LIKE '%already%' THEN 'SELECT * FROM residency.tables lists the declared tables.'
-				   ELSE 'Declare ordinary tables, without rules and inheritance.' END;
+		PERFORM residency.refuse(errcode => CASE WHEN reason LIKE '%already%' THEN '42710' ELSE '42809' END,
+			message => format('table %s cannot be declared in region "%s"', found_relation, own), detail => reason,
+			hint => CASE WHEN reason LIKE '%already%' THEN 'SELECT * FROM residency.tables lists the declared tables.'
+				   ELSE 'Declare ordinary tables, without rules and inheritance.' END);
 	END IF;
 
 	SELECT * INTO a FROM pg_attribute
 		WHERE attrelid = found_relation AND attname = region_column AND attnum > 0 AND NOT attisdropped;
 	IF NOT FOUND THEN
-		RAISE EXCEPTION USING ERRCODE = '42703',
-			MESSAGE = format('column "%s" of table %s does not exist in region "%s"', region_column, found_relation, own),
-			HINT = 'The region column holds the name of each row''s home region.';
+		PERFORM residency.refuse(errcode => '42703',
+			message => format('column "%s" of table %s does not exist in region "%s"', region_column, found_relation, own),
+			hint => 'The region column holds the name of each row''s home region.');
 	END IF;
 	WITH RECURSIVE b (typ, typbasetype) AS (
 		SELECT t.oid, t.typbasetype FROM pg_type t WHERE t.oid = a.atttypid
@@ -56,19 +56,19 @@ BEGIN
 	SELECT typ INTO base FROM b WHERE typbasetype = 0;
 	IF base NOT IN ('text'::regtype, 'varchar'::regtype, 'name'::regtype) AND
 	   NOT EXISTS (SELECT FROM pg_enum e WHERE e.enumtypid = base) THEN
-		RAISE EXCEPTION USING ERRCODE = '42804',
-			MESSAGE = format('region column "%s" of table %s has type %s', region_column, found_relation, format_type(a.atttypid, a.atttypmod)),
-			HINT = 'Use text, varchar, name or an enum.';
+		PERFORM residency.refuse(errcode => '42804',
+			message => format('region column "%s" of table %s has type %s', region_column, found_relation, format_type(a.atttypid, a.atttypmod)),
+			hint => 'Use text, varchar, name or an enum.');
 	END IF;
 	IF a.attgenerated <> '' THEN
-		RAISE EXCEPTION USING ERRCODE = '42P16',
-			MESSAGE = format('region column "%s" of table %s is generated', region_column, found_relation),
-			HINT = 'Use an ordinary column.';
+		PERFORM residency.refuse(errcode => '42P16',
+			message => format('region column "%s" of table %s is generated', region_column, found_relation),
+			hint => 'Use an ordinary column.');
 	END IF;
 	IF NOT a.attnotnull THEN
-		RAISE EXCEPTION USING ERRCODE = '42P16',
-			MESSAGE = format('region column "%s" of table %s may be null', region_column, found_relation),
-			HINT = format('Run SELECT residency.run_everywhere(''ALTER TABLE %s ALTER COLUMN %I SET NOT NULL'').', found_relation, region_column);
+		PERFORM residency.refuse(errcode => '42P16',
+			message => format('region column "%s" of table %s may be null', region_column, found_relation),
+			hint => format('Run SELECT residency.run_everywhere(''ALTER TABLE %s ALTER COLUMN %I SET NOT NULL'').', found_relation, region_column));
 	END IF;
 	RETURN found_relation;
 END
@@ -113,10 +113,10 @@ BEGIN
 	IF here IS DISTINCT FROM there THEN
 		FOR i IN 1 .. greatest(cardinality(here), cardinality(there)) LOOP
 			CONTINUE WHEN here[i] IS NOT DISTINCT FROM there[i];
-			RAISE EXCEPTION USING ERRCODE = '42P16',
-				MESSAGE = format('table %s is not the same in region "%s" as here', relation, region),
-				DETAIL = format('There: %s. Here: %s.', coalesce(there[i], 'nothing'), coalesce(here[i], 'nothing')),
-				HINT = 'Columns must have the same names, types and order in all regions, and the primary key the same columns.';
+			PERFORM residency.refuse(errcode => '42P16',
+				message => format('table %s is not the same in region "%s" as here', relation, region),
+				detail => format('There: %s. Here: %s.', coalesce(there[i], 'nothing'), coalesce(here[i], 'nothing')),
+				hint => 'Columns must have the same names, types and order in all regions, and the primary key the same columns.');
 		END LOOP;
 	END IF;
 END
@@ -191,9 +191,9 @@ BEGIN
 	FOR s IN SELECT o.*, q.seqincrement
 			 FROM residency.owned_sequences(relation) o JOIN pg_sequence q ON q.seqrelid = o.sequence LOOP
 		IF s.seqincrement < 0 THEN
-			RAISE EXCEPTION USING ERRCODE = '0A000',
-				MESSAGE = format('sequence %s counts downwards', s.sequence),
-				HINT = format('Run ALTER SEQUENCE %s INCREMENT BY 1 in all regions first.', s.sequence);
+			PERFORM residency.refuse(errcode => '0A000',
+				message => format('sequence %s counts downwards', s.sequence),
+				hint => format('Run ALTER SEQUENCE %s INCREMENT BY 1 in all regions first.', s.sequence));
 		END IF;
 		floor := coalesce((floors ->> s.attname::text)::int8, 0);
 		start := floor + 1 + ((own - floor - 1) % 64 + 64) % 64;
@@ -376,9 +376,9 @@ BEGIN
 						  WHERE a.attrelid = r.relation AND a.attname = u.name AND NOT a.attisdropped)
 		LIMIT 1;
 	IF FOUND THEN
-		RAISE EXCEPTION USING ERRCODE = '2BP01',
-			MESSAGE = format('cannot drop or rename column "%s" of declared table %s', broken.name, broken.relation),
-			DETAIL = 'It is the region column or part of the key.';
+		PERFORM residency.refuse(errcode => '2BP01',
+			message => format('cannot drop or rename column "%s" of declared table %s', broken.name, broken.relation),
+			detail => 'It is the region column or part of the key.');
 	END IF;
 	-- the commands that follow must not come back here
 	IF current_setting('residency_rights.copying', true) = 'on' THEN

@@ -15,10 +15,10 @@ DECLARE
 BEGIN
 	EXECUTE format('LOCK TABLE %s IN SHARE ROW EXCLUSIVE MODE', t);
 	IF NOT EXISTS (SELECT FROM pg_constraint k WHERE k.conrelid = t AND k.contype = 'p') THEN
-		RAISE EXCEPTION USING ERRCODE = '42P16',
-			MESSAGE = format('table %s has no primary key in region "%s"', t, residency.own_region()),
-			DETAIL = 'The rows of a global table are told apart by it.',
-			HINT = format('Run SELECT residency.run_everywhere(''ALTER TABLE %s ADD PRIMARY KEY (...)'').', t);
+		PERFORM residency.refuse(errcode => '42P16',
+			message => format('table %s has no primary key in region "%s"', t, residency.own_region()),
+			detail => 'The rows of a global table are told apart by it.',
+			hint => format('Run SELECT residency.run_everywhere(''ALTER TABLE %s ADD PRIMARY KEY (...)'').', t));
 	END IF;
 	shape := residency.table_shape(t);
 	floors := residency.sequence_floors(t);
@@ -162,9 +162,9 @@ BEGIN
 	EXECUTE format('SELECT string_agg(quote_literal(v), '', '') FROM (SELECT DISTINCT %I::text AS v FROM ONLY %s EXCEPT SELECT name::text FROM residency.region ORDER BY 1 LIMIT 5) u',
 				   region_column, relation) INTO unknown;
 	IF unknown IS NOT NULL THEN
-		RAISE EXCEPTION USING ERRCODE = '23514',
-			MESSAGE = format('column "%s" of table %s names unknown regions: %s', region_column, relation, unknown),
-			HINT = 'Correct these rows, or join these regions with residency.add_region() first.';
+		PERFORM residency.refuse(errcode => '23514',
+			message => format('column "%s" of table %s names unknown regions: %s', region_column, relation, unknown),
+			hint => 'Correct these rows, or join these regions with residency.add_region() first.');
 	END IF;
 END
 $$;
@@ -210,18 +210,18 @@ BEGIN
 
 	IF cardinality(full_regions) > 0 THEN
 		IF own <> ALL (full_regions) THEN
-			RAISE EXCEPTION USING ERRCODE = '55000',
-				MESSAGE = format('table %s is empty here, but holds rows in region "%s"', table_name, full_regions[1]),
-				HINT = 'Run residency.make_global() in that region: its rows are then copied to the others.';
+			PERFORM residency.refuse(errcode => '55000',
+				message => format('table %s is empty here, but holds rows in region "%s"', table_name, full_regions[1]),
+				hint => 'Run residency.make_global() in that region: its rows are then copied to the others.');
 		END IF;
 		PERFORM residency.check_regions(relation, region_column);
 		IF cardinality(full_regions) > 1 THEN
 			FOR a IN SELECT c.region, c.answer, first_value(c.answer) OVER (ORDER BY c.region <> own, c.region) AS here
 					 FROM residency.ask(full_regions, 'SELECT residency.table_content($1::pg_catalog.text)', ARRAY[table_name]) c LOOP
 				IF a.answer IS DISTINCT FROM a.here THEN
-					RAISE EXCEPTION USING ERRCODE = '55000',
-						MESSAGE = format('table %s holds other rows in region "%s" than here', table_name, a.region),
-						HINT = 'Empty it in all regions but one, whose rows are then copied, or make all equal.';
+					PERFORM residency.refuse(errcode => '55000',
+						message => format('table %s holds other rows in region "%s" than here', table_name, a.region),
+						hint => 'Empty it in all regions but one, whose rows are then copied, or make all equal.');
 				END IF;
 			END LOOP;
 		END IF;

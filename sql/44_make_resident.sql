@@ -50,16 +50,16 @@ DECLARE
 BEGIN
 	SELECT * INTO rule FROM residency.rule r WHERE r.relation = d AND r.kind = 'g';
 	IF NOT FOUND THEN
-		RAISE EXCEPTION USING ERRCODE = '42809',
-			MESSAGE = format('directory %s is not a global table in region "%s"', directory, own),
-			HINT = format('Run SELECT residency.make_global(%L, ''region-column'') first.', directory);
+		PERFORM residency.refuse(errcode => '42809',
+			message => format('directory %s is not a global table in region "%s"', directory, own),
+			hint => format('Run SELECT residency.make_global(%L, ''region-column'') first.', directory));
 	END IF;
 	IF (SELECT array_agg(a.attname ORDER BY a.attname) FROM pg_index i JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = ANY (i.indkey)
 		WHERE i.indrelid = d AND i.indisprimary)
 	   IS DISTINCT FROM (SELECT array_agg(k ORDER BY k) FROM unnest(key) k) THEN
-		RAISE EXCEPTION USING ERRCODE = '42830',
-			MESSAGE = format('key {%s} is not the primary key of directory %s', array_to_string(key, ', '), d),
-			HINT = 'Name the key columns like those of the directory''s primary key.';
+		PERFORM residency.refuse(errcode => '42830',
+			message => format('key {%s} is not the primary key of directory %s', array_to_string(key, ', '), d),
+			hint => 'Name the key columns like those of the directory''s primary key.');
 	END IF;
 	SELECT a.attname INTO wrong
 		FROM pg_attribute a
@@ -69,9 +69,9 @@ BEGIN
 			  (a.atttypid, a.attcollation) <> (b.atttypid, b.attcollation)
 		LIMIT 1;
 	IF FOUND THEN
-		RAISE EXCEPTION USING ERRCODE = '42804',
-			MESSAGE = format('column "%s" has another type in table %s than in directory %s', wrong, relation, d),
-			HINT = 'Give it the same type and collation in both.';
+		PERFORM residency.refuse(errcode => '42804',
+			message => format('column "%s" has another type in table %s than in directory %s', wrong, relation, d),
+			hint => 'Give it the same type and collation in both.');
 	END IF;
 	RETURN d;
 END
@@ -96,36 +96,36 @@ BEGIN
 	EXECUTE format('LOCK TABLE %s IN ACCESS EXCLUSIVE MODE', t);
 	SELECT string_agg(d, ', ' ORDER BY d) INTO item FROM residency.dependents(t) d;
 	IF item IS NOT NULL THEN
-		RAISE EXCEPTION USING ERRCODE = '2BP01',
-			MESSAGE = format('cannot make table %s resident in region "%s" because other objects depend on it', t, own),
-			DETAIL = format('They are: %s.', item),
-			HINT = 'Drop them in all regions, and create them again afterwards; a foreign key that refers to the table goes to the home partitions.';
+		PERFORM residency.refuse(errcode => '2BP01',
+			message => format('cannot make table %s resident in region "%s" because other objects depend on it', t, own),
+			detail => format('They are: %s.', item),
+			hint => 'Drop them in all regions, and create them again afterwards; a foreign key that refers to the table goes to the home partitions.');
 	END IF;
 	SELECT k INTO item FROM unnest(key) k
 		WHERE NOT EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = t AND a.attname = k AND a.attnum > 0) LIMIT 1;
 	IF FOUND THEN
-		RAISE EXCEPTION USING ERRCODE = '42703',
-			MESSAGE = format('key column "%s" of table %s does not exist in region "%s"', item, t, own),
-			HINT = 'Name the columns with key => ''{column, ...}''.';
+		PERFORM residency.refuse(errcode => '42703',
+			message => format('key column "%s" of table %s does not exist in region "%s"', item, t, own),
+			hint => 'Name the columns with key => ''{column, ...}''.');
 	END IF;
 	IF directory IS NOT NULL THEN
 		PERFORM residency.check_directory(t, region_column, key, directory);
 	END IF;
 	FOR item IN SELECT r.name FROM residency.region r
 			  WHERE to_regclass(format('%I.%s', r.name, residency.bare_name(t))) IS NOT NULL LOOP
-		RAISE EXCEPTION USING ERRCODE = '42P07',
-			MESSAGE = format('schema "%s" of region "%s" holds a relation of the name of table %s already', item, own, t),
-			DETAIL = 'Partitions have the name of the table that they belong to.',
-			HINT = 'Rename one of the two tables.';
+		PERFORM residency.refuse(errcode => '42P07',
+			message => format('schema "%s" of region "%s" holds a relation of the name of table %s already', item, own, t),
+			detail => 'Partitions have the name of the table that they belong to.',
+			hint => 'Rename one of the two tables.');
 	END LOOP;
 	IF mover THEN
 		PERFORM residency.check_regions(t, region_column);
 	ELSE
 		EXECUTE format('SELECT EXISTS (SELECT FROM ONLY %s WHERE %I::text <> %L)', t, region_column, own) INTO strangers;
 		IF strangers THEN
-			RAISE EXCEPTION USING ERRCODE = '55000',
-				MESSAGE = format('table %s holds rows of other regions in region "%s"', t, own),
-				HINT = 'Rows are moved from one region only: run residency.make_resident() there, and delete rows of other regions in all others.';
+			PERFORM residency.refuse(errcode => '55000',
+				message => format('table %s holds rows of other regions in region "%s"', t, own),
+				hint => 'Rows are moved from one region only: run residency.make_resident() there, and delete rows of other regions in all others.');
 		END IF;
 	END IF;
 	RETURN t;
@@ -270,14 +270,14 @@ BEGIN
 			   FROM unnest(i.indkey::int2[]) WITH ORDINALITY x (attnum, n) JOIN pg_attribute a ON a.attrelid = directory AND a.attnum = x.attnum
 			   WHERE x.n <= i.indnkeyatts)
 			  = (SELECT array_agg(k ORDER BY k) FROM unnest(key || their) k)) THEN
-		EXECUTE format('ALTER TABLE %s ADD CONSTRAINT residency_home_key UNIQUE (%s, %I)', directory, columns, their);
+		EXECUTE format('ALTER TABLE %s ADD UNIQUE (%s, %I)', directory, columns, their);
 	END IF;
 	EXECUTE format('ALTER TABLE %s ADD CONSTRAINT residency_home FOREIGN KEY (%s, %I) REFERENCES %s (%s, %I) DEFERRABLE INITIALLY DEFERRED',
 				   home, columns, region_column, directory, columns, their);
 EXCEPTION WHEN foreign_key_violation THEN
-	RAISE EXCEPTION USING ERRCODE = '23503',
-		MESSAGE = format('table %s holds rows in region "%s" that directory %s does not know', home, own, directory),
-		HINT = format('Each row needs a row of the directory with the same %s and the same region. Find the others with a left join.', columns);
+	PERFORM residency.refuse(errcode => '23503',
+		message => format('table %s holds rows in region "%s" that directory %s does not know', home, own, directory),
+		hint => format('Each row needs a row of the directory with the same %s and the same region. Find the others with a left join.', columns));
 END
 $$;
 COMMENT ON FUNCTION residency.add_home_key(pg_catalog.regclass, pg_catalog.name, pg_catalog.name[], pg_catalog.regclass)
@@ -302,9 +302,9 @@ BEGIN
 			EXECUTE format('ALTER TABLE %s ADD PRIMARY KEY (%s)', home,
 						   (SELECT string_agg(quote_ident(k), ', ' ORDER BY n) FROM unnest(key) WITH ORDINALITY u (k, n)));
 		EXCEPTION WHEN unique_violation THEN
-			RAISE EXCEPTION USING ERRCODE = '23505',
-				MESSAGE = format('table %s holds more than one row of a key in region "%s"', parent, own),
-				HINT = 'Give the table a primary key of its own in all regions first, if a key may have several rows.';
+			PERFORM residency.refuse(errcode => '23505',
+				message => format('table %s holds more than one row of a key in region "%s"', parent, own),
+				hint => 'Give the table a primary key of its own in all regions first, if a key may have several rows.');
 		END;
 	END IF;
 	IF directory IS NOT NULL THEN
@@ -353,7 +353,7 @@ BEGIN
 		EXECUTE format('DELETE FROM ONLY %s WHERE %I::text <> %L', home, region_column, own);
 		GET DIAGNOSTICS moved = ROW_COUNT;
 		IF moved <> total THEN
-			RAISE EXCEPTION USING ERRCODE = 'XX000', MESSAGE = format('moved %s rows, but deleted %s', total, moved);
+			PERFORM residency.refuse(errcode => 'XX000', message => format('moved %s rows, but deleted %s', total, moved));
 		END IF;
 		RAISE NOTICE 'moved % rows of table %; their space here is cleared by VACUUM FULL %, and their WAL by a checkpoint and by new base backups', total, parent, home;
 	END IF;
@@ -382,9 +382,9 @@ DECLARE
 	floors jsonb;
 BEGIN
 	IF relation IS NULL OR region_column IS NULL OR key IS NULL OR cardinality(key) = 0 THEN
-		RAISE EXCEPTION USING ERRCODE = '22004',
-			MESSAGE = 'table, region column and key must be given',
-			HINT = 'Run SELECT residency.make_resident(''schema.table'', ''region'', key => ''{uuid}'', directory => ''schema.directory'').';
+		PERFORM residency.refuse(errcode => '22004',
+			message => 'table, region column and key must be given',
+			hint => 'Run SELECT residency.make_resident(''schema.table'', ''region'', key => ''{uuid}'', directory => ''schema.directory'').');
 	END IF;
 	PERFORM residency.require_superuser('declare tables');
 	PERFORM residency.begin_change();

@@ -32,9 +32,9 @@ BEGIN
 				ARRAY[table_name, r.region_column::text], joined => false) i;
 			PERFORM residency.compare_shapes(table_name, newcomer, residency.table_shape(r.relation), answer[1]::text[]);
 			IF answer[2]::bool THEN
-				RAISE EXCEPTION USING ERRCODE = '55000',
-					MESSAGE = format('global table %s holds rows in region "%s", which is joining', table_name, newcomer),
-					HINT = 'Empty it there: the region gets a copy of all rows.';
+				PERFORM residency.refuse(errcode => '55000',
+					message => format('global table %s holds rows in region "%s", which is joining', table_name, newcomer),
+					hint => 'Empty it there: the region gets a copy of all rows.');
 			END IF;
 			PERFORM residency.copy_rows(r.relation, ARRAY[newcomer], false);
 			PERFORM FROM residency.ask(ARRAY[newcomer],
@@ -115,7 +115,7 @@ BEGIN
 				 'check_resident', 'check_table', 'check_way', 'connection_options', 'copy_rights', 'copy_rows',
 				 'declare_global', 'declare_resident', 'extend_tables', 'finish_resident', 'fix_region',
 				 'gateway_role', 'grant_operator', 'inspect_global', 'join_deployment', 'learn_region', 'log_nothing',
-				 'make_global', 'make_resident', 'move_strangers', 'prepare_server', 'reachable', 'renew',
+				 'make_global', 'make_resident', 'move_strangers', 'prepare_server', 'reachable', 'refuse', 'renew',
 				 'rest_triggers', 'run_everywhere', 'sequence_floors', 'sequence_positions', 'set_connection',
 				 'share_secret', 'spread_sequences', 'table_content', 'take_rows', 'way_back', 'way_to'])
 	LOOP

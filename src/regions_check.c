@@ -1,6 +1,7 @@
 /*
  * regions_check.c
- *		Connection strings taken apart, and whether a server answers there.
+ *		Connection strings taken apart, whether a server answers there, and errors
+ *		of the SQL functions.
  */
 #include "residency.h"
 
@@ -14,6 +15,7 @@
 
 PG_FUNCTION_INFO_V1(residency_connection_options);
 PG_FUNCTION_INFO_V1(residency_reachable);
+PG_FUNCTION_INFO_V1(residency_refuse);
 
 /*
  * residency.connection_options(connection text) returns the keywords and values of
@@ -83,4 +85,27 @@ residency_reachable(PG_FUNCTION_ARGS)
 			break;
 	}
 	PG_RETURN_TEXT_P(cstring_to_text("the connection parameters are not usable"));
+}
+
+/*
+ * residency.refuse(errcode, message, hint, detail) raises that error, of which hint and
+ * detail may be null.  The functions of the install script use it, since an error of
+ * PL/pgSQL that comes from another region is taken for a user's.
+ */
+Datum
+residency_refuse(PG_FUNCTION_ARGS)
+{
+	char	   *state = PG_ARGISNULL(0) ? "" : text_to_cstring(PG_GETARG_TEXT_PP(0));
+	char	   *message = PG_ARGISNULL(1) ? "" : text_to_cstring(PG_GETARG_TEXT_PP(1));
+	char	   *hint = PG_ARGISNULL(2) ? NULL : text_to_cstring(PG_GETARG_TEXT_PP(2));
+	char	   *detail = PG_ARGISNULL(3) ? NULL : text_to_cstring(PG_GETARG_TEXT_PP(3));
+
+	if (strlen(state) != 5)
+		elog(ERROR, "not an SQLSTATE");
+	ereport(ERROR,
+			(errcode(MAKE_SQLSTATE(state[0], state[1], state[2], state[3], state[4])),
+			 errmsg("%s", message),
+			 detail != NULL ? errdetail("%s", detail) : 0,
+			 hint != NULL ? errhint("%s", hint) : 0));
+	PG_RETURN_VOID();
 }
