@@ -234,10 +234,8 @@ add_scan_path(PlannerInfo *root, RelOptInfo *baserel, List *pathkeys)
 
 	if (limited)
 	{
-		double		limit = residency_limit_rows(root, true);
-
-		retrieved = Min(retrieved, limit);
-		rows = Min(rows, limit);
+		retrieved = residency_limit_rows(root, retrieved, true);
+		rows = Min(rows, retrieved);
 	}
 	residency_border_cost(baserel, fdw, retrieved, pathkeys != NIL, fdw->retrieved_rows,
 				&startup, &total);

@@ -71,7 +71,7 @@ extern void residency_border_cost(RelOptInfo *rel, const FdwRel *fdw, double row
 
 /* fdw_plan_limit.c */
 extern bool residency_limit_applies(PlannerInfo *root, RelOptInfo *rel, List *pathkeys);
-extern double residency_limit_rows(PlannerInfo *root, bool with_offset);
+extern double residency_limit_rows(PlannerInfo *root, double rows, bool with_offset);
 extern Expr *residency_limit_expr(PlannerInfo *root);
 extern void residency_fdw_limit_routine(FdwRoutine *routine);
 

@@ -87,14 +87,16 @@ residency_limit_expr(PlannerInfo *root)
 }
 
 /*
- * residency_limit_rows estimates how many rows the LIMIT lets through, OFFSET
- * included or not.
+ * residency_limit_rows estimates how many of the rows the LIMIT lets through,
+ * OFFSET included or not.  What a count that is not known yet lets through is
+ * guessed by the Limit node above, a tenth, and here only if there is none.
  */
 double
-residency_limit_rows(PlannerInfo *root, bool with_offset)
+residency_limit_rows(PlannerInfo *root, double rows, bool with_offset)
 {
-	double		rows = root->limit_tuples > 0 ? root->limit_tuples : UNKNOWN_ROWS / 10;
-
+	if (root->limit_tuples <= 0)
+		return with_offset ? rows : clamp_row_est(rows * 0.1);
+	rows = Min(rows, root->limit_tuples);
 	if (!with_offset)
 	{
 		Node	   *offset = estimate_expression_value(root, root->parse->limitOffset);
@@ -210,7 +212,7 @@ residencyGetForeignUpperPaths(PlannerInfo *root, UpperRelationKind stage,
 	fdw->sort_pathkeys = root->sort_pathkeys;
 	output_rel->fdw_private = fdw;
 
-	rows = Min(base->retrieved_rows, residency_limit_rows(root, false));
+	rows = residency_limit_rows(root, base->retrieved_rows, false);
 	residency_border_cost(rel, base, rows, root->sort_pathkeys != NIL, base->retrieved_rows,
 						  &startup, &total);
 	add_path(output_rel, (Path *)
