@@ -14,7 +14,6 @@ AS $$
 #variable_conflict use_variable
 DECLARE
 	others     name[] := ARRAY(SELECT n.name FROM residency.region n WHERE n.name <> newcomer ORDER BY 1);
-	own        name := residency.own_region();
 	r          residency.rule;
 	table_name text;
 	parameters text[];
@@ -48,8 +47,7 @@ BEGIN
 			PERFORM FROM residency.ask(others,
 				'SELECT residency.add_partition($1::pg_catalog.regclass, $2::pg_catalog.name)',
 				ARRAY[table_name, newcomer::text]);
-			PERFORM residency.compare_shapes(table_name, newcomer,
-				residency.table_shape(format('%I.%s', own, residency.bare_name(r.relation))::regclass), answer[1]::text[]);
+			PERFORM residency.compare_newcomer(r.relation, newcomer, answer[1]::text[]);
 			floors := residency.higher_floors(floors, answer[2]::jsonb);
 			PERFORM FROM residency.ask(ARRAY[newcomer],
 				'SELECT residency.finish_resident($1::pg_catalog.text, $2::pg_catalog.name, $3::pg_catalog.name[],
@@ -60,6 +58,29 @@ END
 $$;
 COMMENT ON FUNCTION residency.extend_tables(pg_catalog.name)
 	IS 'part of add_region: declared tables of a region that joins';
+
+-- Compares a newcomer's plain table with a resident one.  The partitioned table has the
+-- columns as they were declared, its home partition the primary key; a newcomer without
+-- one gets the same key as the others had got.
+CREATE FUNCTION residency.compare_newcomer(parent pg_catalog.regclass, newcomer pg_catalog.name,
+		there pg_catalog.text[]) RETURNS pg_catalog.void
+	LANGUAGE plpgsql STABLE
+	SET search_path = pg_catalog, pg_temp
+AS $$
+#variable_conflict use_variable
+DECLARE
+	home text := format('%I.%s', residency.own_region(), residency.bare_name(parent));
+	here text[] := residency.table_shape(parent);
+	key  text := (SELECT s FROM unnest(residency.table_shape(home::regclass)) s WHERE s ~ '^PRIMARY KEY');
+BEGIN
+	IF array_to_string(there, E'\n') ~ '(^|\n)PRIMARY KEY' THEN
+		here := here || key;
+	END IF;
+	PERFORM residency.compare_shapes(residency.full_name(parent), newcomer, here, there);
+END
+$$;
+COMMENT ON FUNCTION residency.compare_newcomer(pg_catalog.regclass, pg_catalog.name, pg_catalog.text[])
+	IS 'part of add_region: compares a newcomer''s table with a resident one';
 
 -- Highest values of a table's sequences in all the regions named.
 CREATE FUNCTION residency.all_floors(relation pg_catalog.text, regions pg_catalog.name[]) RETURNS pg_catalog.jsonb
