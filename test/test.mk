@@ -25,7 +25,7 @@ TEST_CONF = --encoding=UTF8 --no-locale --temp-config=test/residency.conf --bind
 TEST_ENV = LC_ALL=C.UTF-8 env -u PGHOST -u PGPORT -u PGUSER -u PGDATABASE -u PGSERVICE -u PGOPTIONS -u PGPASSFILE \
 	PATH="$(shell $(PG_CONFIG) --bindir):$$PATH" TESTDIR="$(CURDIR)" top_builddir="$(CURDIR)" \
 	PG_REGRESS=$(TEST_TOOL)/regress/pg_regress \
-	PERL5LIB="$(TEST_TOOL)/perl:$(CURDIR)/test/lib" \
+	PERL5LIB="$(TEST_TOOL)/perl:$(CURDIR)/test/lib" PG_TEST_TIMEOUT_DEFAULT=90 \
 	RESIDENCY_RELAY="$(CURDIR)/test/lib/relay"
 
 .PHONY: relay check-all check-style check-regress check-isolation check-tap check-fresh
