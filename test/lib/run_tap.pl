@@ -54,6 +54,21 @@ sub tail
 	return;
 }
 
+# Prints the failed tests of a file with what they said.
+sub failures
+{
+	my ($tap) = @_;
+	my $left = 0;
+
+	foreach my $line (split /\n/, $tap)
+	{
+		$left = 20 if $line =~ /^not ok/;
+		$left = 0 if $line =~ /^ok/;
+		print "  | $line\n" if $left-- > 0;
+	}
+	return;
+}
+
 # Counts what a finished file has said.
 sub finish
 {
@@ -80,8 +95,10 @@ sub finish
 	print $bad ? "FAILED   " : "ok       ", "$name  $good passed, $bad failed  ($seconds)\n";
 	return unless $bad;
 	print "  took longer than $limit s\n" if $test->{late};
-	tail($test->{output}, 60);
-	tail("$logs/regress_log_" . ($name =~ s/\.pl$//r), 40);
+	failures($tap);
+	return unless $parser->parse_errors || $bailed || $test->{late} || !$parser->failed;
+	tail($test->{output}, 15);
+	tail("$logs/regress_log_" . ($name =~ s/\.pl$//r), 30);
 	return;
 }
 
