@@ -195,45 +195,47 @@ read_local(RelationStats *stats)
 /*
  * Combines the statistics of one column over partitions.
  *
- * A column that has ever new values in each partition (keys) has the sum of
- * them; one that repeats its values is assumed to have the same in all regions.
+ * Partitions share values of a column the more, the more often each of them
+ * repeats its own: keys are all different, colours are the same everywhere.  So
+ * the number of distinct values lies between the largest partition's and the
+ * sum, at the share of rows that bring a new value.
  */
 static void
-combine_column(ColumnStats *into, const char *name, const RelationStats *parts, int nparts,
-			   double total)
+combine_column(ColumnStats *into, const char *name, const RelationStats *parts, int nparts)
 {
 	double		nulls = 0;
 	double		width = 0;
-	double		scaled = 0;
-	double		repeated = 0;
-	double		seen = 0;
+	double		sum = 0;
+	double		largest = 0;
+	double		rows = 0;
+	double		distinct;
 
 	for (int i = 0; i < nparts; i++)
 	{
 		AttrNumber	attno = get_attnum(parts[i].relid, name);
 		const ColumnStats *column;
+		double		own;
 
 		if (attno <= 0 || attno > parts[i].natts)
 			continue;
 		column = &parts[i].columns[attno - 1];
 		if (!column->known)
 			continue;
-		seen += parts[i].rows;
+		rows += parts[i].rows;
 		nulls += column->null_fraction * parts[i].rows;
 		width += (double) column->width * parts[i].rows;
-		if (column->distinct < 0)
-			scaled += -column->distinct * parts[i].rows;
-		else
-			repeated = Max(repeated, column->distinct);
+		own = column->distinct < 0 ? -column->distinct * parts[i].rows : column->distinct;
+		sum += own;
+		largest = Max(largest, own);
 	}
-	if (seen <= 0)
+	if (rows <= 0)
 		return;
+	distinct = largest + (sum - largest) * Min(1.0, sum / rows);
 	into->known = true;
-	into->null_fraction = (float4) (nulls / seen);
-	into->width = (int32) rint(width / seen);
-	into->distinct = scaled > 0
-		? (float4) -Min(1.0, (scaled + repeated) / total)
-		: (float4) repeated;
+	into->null_fraction = (float4) (nulls / rows);
+	into->width = (int32) rint(width / rows);
+	/* as ANALYZE does: a number that grows with the table is kept as a share */
+	into->distinct = (float4) (distinct > 0.1 * rows ? -Min(1.0, distinct / rows) : rint(distinct));
 }
 
 /*
@@ -307,7 +309,7 @@ read_parent(RelationStats *stats)
 		char	   *name = get_attname(stats->relid, attno, true);
 
 		if (name != NULL)
-			combine_column(&stats->columns[attno - 1], name, parts, nparts, stats->rows);
+			combine_column(&stats->columns[attno - 1], name, parts, nparts);
 	}
 	parent = table_open(stats->relid, NoLock);
 	spread_over_regions(stats, parent, parts, nparts);
