@@ -144,39 +144,10 @@ END
 $$;
 COMMENT ON FUNCTION residency.require_superuser(pg_catalog.text) IS 'raises an error unless the current user is a superuser';
 
--- Begins a change of all regions.  Two changes at once would lock the regions in
--- different orders, so all take a lock in one fixed region first: the one with the
--- lowest number.  The lock lasts as long as the transaction, prepared ones included.
--- Nowhere is a lock waited for longer than residency.lock_timeout.
-CREATE FUNCTION residency.begin_change(path pg_catalog.text DEFAULT NULL) RETURNS pg_catalog.void
-	LANGUAGE plpgsql VOLATILE
-	SET search_path = pg_catalog, pg_temp
-AS $$
-#variable_conflict use_variable
-DECLARE
-	own     name := residency.own_region();
-	bound   text := current_setting('residency.lock_timeout');
-	first   name;
-	others  name[];
-BEGIN
-	SELECT r.name INTO first FROM residency.region r ORDER BY r.number LIMIT 1;
-	SELECT coalesce(array_agg(r.name), '{}') INTO others
-		FROM residency.region r WHERE r.name <> own;
-	IF (SELECT s.setting::int8 NOT BETWEEN 1 AND t.setting::int8
-		FROM pg_settings s, pg_settings t
-		WHERE s.name = 'lock_timeout' AND t.name = 'residency.lock_timeout') THEN
-		PERFORM set_config('lock_timeout', bound, true);
-	END IF;
-	PERFORM FROM residency.ask(others, $sql$
-		SELECT pg_catalog.set_config('lock_timeout', $1, true),
-			   pg_catalog.set_config('search_path', coalesce($2, pg_catalog.current_setting('search_path')), true)$sql$,
-		ARRAY[bound, path], deferred => true);
-	-- the number is arbitrary, and the same in all regions and versions
-	PERFORM FROM residency.ask(ARRAY[first], 'SELECT pg_catalog.pg_advisory_xact_lock(7366837215)');
-END
-$$;
-COMMENT ON FUNCTION residency.begin_change(pg_catalog.text)
-	IS 'serialises changes of regions and tables, and bounds their waits';
+CREATE FUNCTION residency.begin_change() RETURNS pg_catalog.void
+	LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'residency_begin_change_sql';
+COMMENT ON FUNCTION residency.begin_change()
+	IS 'serialises changes of regions and tables, and bounds their lock waits';
 
 -- Name of the role by which a gateway logs in here.  Roles belong to the whole server,
 -- where another database may be a region of its own, so the plain name may be taken.
@@ -205,8 +176,8 @@ AS $$
 	SELECT p.oid::regprocedure
 	FROM pg_proc p
 	WHERE p.pronamespace = 'residency'::regnamespace AND
-		  p.proname = ANY (ARRAY['apply', 'apply_truncate', 'forget', 'hello', 'note_participant',
-								 'participate', 'statistics', 'observe', 'finish'])
+		  p.proname = ANY (ARRAY['apply', 'apply_truncate', 'forget', 'hello', 'participate',
+								 'prepared_here', 'statistics'])
 	ORDER BY 1
 $$;
 COMMENT ON FUNCTION residency.gateway_functions() IS 'functions of this extension that gateways may call';

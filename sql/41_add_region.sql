@@ -266,7 +266,8 @@ DECLARE
 	identity   record;
 	fresh      int4;			-- the newcomer's number
 	way        text[];
-	ways       jsonb := '{}';
+	ways       jsonb := '{}';	-- how the newcomer reaches each other region
+	way_in     text[];			-- how the other regions reach the newcomer
 	role_there name;
 	role_here  name;
 	i          int4 := 0;
@@ -288,6 +289,10 @@ BEGIN
 	SELECT array_agg(r.name ORDER BY r.number), array_agg(r.name ORDER BY r.number) FILTER (WHERE r.name <> own)
 		INTO all_names, others FROM residency.region r;
 	address := (residency.check_newcomer(newcomer))[10];
+	-- of two deployments that want the same region, the second must see the first
+	PERFORM FROM residency.ask(ARRAY[newcomer],
+		'SELECT pg_catalog.set_config(''lock_timeout'', $1::pg_catalog.text, true), pg_catalog.pg_advisory_xact_lock(7366837216)',
+		ARRAY[current_setting('residency.lock_timeout')], deferred => true, joined => false);
 	identity := residency.check_identity(newcomer, all_names);
 	IF EXISTS (SELECT FROM residency.region r WHERE r.incarnation = identity.incarnation) THEN
 		PERFORM residency.refuse(errcode => '55000',
@@ -297,14 +302,16 @@ BEGIN
 	SELECT min(n) INTO fresh FROM generate_series(1, 64) n
 		WHERE NOT EXISTS (SELECT FROM residency.region r WHERE r.number = n);
 
-	-- each must reach each other
-	FOREACH role_there IN ARRAY all_names LOOP
-		way := CASE WHEN role_there = own THEN residency.way_back(newcomer, address)
-			   ELSE residency.way_to(role_there) END;
-		ways := ways || jsonb_build_object(role_there, way);
-		PERFORM residency.check_way(newcomer, role_there, way, false);
-		IF role_there <> own THEN
-			PERFORM residency.check_way(role_there, newcomer, residency.way_to(newcomer), true);
+	-- each must reach each other, at the address that it gives itself or else at ours
+	way_in := coalesce((residency.server_options(identity.connection)).server, residency.way_to(newcomer));
+	FOR every IN SELECT a.region AS name, a.answer[1] AS connection
+				 FROM residency.ask(all_names, 'SELECT s.connection FROM residency.self s') a LOOP
+		way := CASE WHEN every.name = own THEN residency.way_back(newcomer, address)
+			   ELSE coalesce((residency.server_options(every.connection)).server, residency.way_to(every.name)) END;
+		ways := ways || jsonb_build_object(every.name, way);
+		PERFORM residency.check_way(newcomer, every.name, way, false);
+		IF every.name <> own THEN
+			PERFORM residency.check_way(every.name, newcomer, way_in, true);
 		END IF;
 	END LOOP;
 
@@ -327,7 +334,7 @@ BEGIN
 			ARRAY[every.name::text, every.number::text, every.incarnation::text, role_there::text, way::text],
 			deferred => true, joined => false);
 		PERFORM FROM residency.ask(ARRAY[every.name], learn,
-			ARRAY[newcomer::text, fresh::text, identity.incarnation::text, role_here::text, residency.way_to(newcomer)::text],
+			ARRAY[newcomer::text, fresh::text, identity.incarnation::text, role_here::text, way_in::text],
 			deferred => true);
 		PERFORM residency.share_secret(every.name, newcomer, role_there, newcomer);
 		PERFORM residency.share_secret(newcomer, every.name, role_here, newcomer);

@@ -14,6 +14,8 @@
  */
 #include "residency.h"
 
+#include <limits.h>
+
 #include "access/genam.h"
 #include "access/htup_details.h"
 #include "access/table.h"
@@ -59,6 +61,7 @@ static struct
 	bool		have_self;
 	ResidencySelf self;
 	List	   *regions;		/* names of the others (char *), sorted by name */
+	char	   *first;			/* name of the region with the lowest number */
 	List	   *servers;		/* their servers; NIL until servers_valid */
 	bool		servers_valid;
 	HTAB	   *rules;			/* TableRule */
@@ -131,20 +134,28 @@ compare_names(const ListCell *a, const ListCell *b)
 	return strcmp(lfirst(a), lfirst(b));
 }
 
-/* Collects the names of all regions but this one. */
+/* Collects the names of all regions but this one, and notes the first by number. */
 static void
 load_regions(void)
 {
 	Relation	rel = table_open(cache.region_relid, AccessShareLock);
 	SysScanDesc scan = systable_beginscan(rel, InvalidOid, false, NULL, 0, NULL);
+	int			lowest = INT_MAX;
 	HeapTuple	tuple;
 
 	while (HeapTupleIsValid(tuple = systable_getnext(scan)))
 	{
 		bool		isnull;
 		Name		name = DatumGetName(heap_getattr(tuple, 1, RelationGetDescr(rel), &isnull));
-		MemoryContext old;
+		int			number = DatumGetInt32(heap_getattr(tuple, 2, RelationGetDescr(rel), &isnull));
+		MemoryContext old = MemoryContextSwitchTo(cache.context);
 
+		if (number < lowest)
+		{
+			lowest = number;
+			cache.first = pstrdup(NameStr(*name));
+		}
+		MemoryContextSwitchTo(old);
 		if (cache.have_self && strcmp(NameStr(*name), cache.self.region) == 0)
 			continue;
 		old = MemoryContextSwitchTo(cache.context);
@@ -331,6 +342,7 @@ empty_cache(void)
 	cache.present = false;
 	cache.have_self = false;
 	cache.regions = NIL;
+	cache.first = NULL;
 	cache.servers = NIL;
 	cache.servers_valid = false;
 	cache.any_global = false;
@@ -515,4 +527,12 @@ residency_other_regions(void)
 {
 	ensure_loaded();
 	return cache.context != NULL ? cache.regions : NIL;
+}
+
+/* Name of the region with the lowest number, the same in all regions; NULL before init. */
+const char *
+residency_first_region(void)
+{
+	ensure_loaded();
+	return cache.context != NULL ? cache.first : NULL;
 }

@@ -10,15 +10,19 @@
  */
 #include "residency.h"
 
+#include "access/xact.h"
 #include "catalog/pg_type.h"
 #include "catalog/pg_user_mapping.h"
 #include "executor/spi.h"
 #include "foreign/foreign.h"
 #include "funcapi.h"
 #include "miscadmin.h"
-#include "utils/acl.h"
+#include "storage/proc.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
+#include "utils/fmgrprotos.h"
+#include "utils/guc.h"
+#include "utils/inval.h"
 #include "utils/syscache.h"
 #include "utils/tuplestore.h"
 
@@ -26,6 +30,14 @@
 #include "regions_internal.h"
 
 PG_FUNCTION_INFO_V1(residency_ask);
+PG_FUNCTION_INFO_V1(residency_begin_change_sql);
+
+/*
+ * Key of the advisory lock that one change of a deployment holds; arbitrary, and the same
+ * in all versions.
+ */
+#define CHANGE_LOCK_KEY INT64CONST(7366837215)
+#define CHANGE_LOCK_SQL "SELECT pg_catalog.pg_advisory_xact_lock(7366837215)"
 
 /* one region's part of residency.ask(); request is NULL for this region itself */
 typedef struct AskedRegion
@@ -66,6 +78,82 @@ residency_admin_connection(const char *region, bool joined)
 				 errhint("Run CREATE USER MAPPING FOR CURRENT_USER SERVER %s OPTIONS (user '...', password '...') with a superuser of that region.",
 						 quote_identifier(region))));
 	return residency_remote_admin(serverid, joined);
+}
+
+/* Shortens this transaction's lock waits to residency.lock_timeout. */
+static void
+bound_lock_waits(const char *bound)
+{
+	if (LockTimeout == 0 || LockTimeout > residency_lock_timeout)
+		(void) set_config_option("lock_timeout", bound, PGC_USERSET, PGC_S_SESSION,
+								 GUC_ACTION_LOCAL, true, 0, false);
+}
+
+/* Gives the other regions the bound on lock waits, and the search_path unless NULL. */
+static void
+prepare_regions(List *regions, const char *bound, const char *search_path)
+{
+	const char *values[] = {bound, search_path};
+	ListCell   *lc;
+
+	foreach(lc, regions)
+		residency_remote_send(residency_admin_connection(lfirst(lc), true), GetUserId(),
+							  "SELECT pg_catalog.set_config('lock_timeout', $1::pg_catalog.text, true), "
+							  "pg_catalog.set_config('search_path', COALESCE($2::pg_catalog.text, "
+							  "pg_catalog.current_setting('search_path')), true)",
+							  2, values,
+							  REMOTE_WRITES | REMOTE_AS_GATEWAY | REMOTE_DEFERRED, -1);
+}
+
+/*
+ * Two changes at once would lock tables in different orders in different regions, so
+ * all of them first take a lock in one fixed region, the one with the lowest number.
+ * It lasts as long as the transaction there, prepared ones included.
+ */
+void
+residency_begin_change(const char *search_path)
+{
+	const ResidencySelf *self = residency_self();
+	char	   *bound = psprintf("%dms", residency_lock_timeout);
+	List	   *regions = NIL;
+	char	   *first;
+	bool		here;
+	ListCell   *lc;
+
+	if (self == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("this database is not a region yet"),
+				 errhint("Run SELECT residency.init('name-of-this-region') first.")));
+	foreach(lc, residency_other_regions())
+		regions = lappend(regions, pstrdup(lfirst(lc)));
+	first = pstrdup(residency_first_region());
+	here = strcmp(first, self->region) == 0;
+
+	bound_lock_waits(bound);
+	prepare_regions(regions, bound, search_path);
+	if (here)
+		DirectFunctionCall1(pg_advisory_xact_lock_int8, Int64GetDatum(CHANGE_LOCK_KEY));
+	else
+	{
+		RemoteRequest *request =
+			residency_remote_send(residency_admin_connection(first, true), GetUserId(),
+								  CHANGE_LOCK_SQL, 0, NULL,
+								  REMOTE_WRITES | REMOTE_AS_GATEWAY, -1);
+
+		residency_remote_wait(request);
+		residency_remote_release(request);
+	}
+	CommandCounterIncrement();
+	AcceptInvalidationMessages();
+}
+
+/* residency.begin_change(): the same for the SQL functions. */
+Datum
+residency_begin_change_sql(PG_FUNCTION_ARGS)
+{
+	residency_begin_change(NULL);
+	PG_RETURN_VOID();
 }
 
 /* Adds a row (region, values) to the result. */

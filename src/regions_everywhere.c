@@ -11,7 +11,6 @@
 #include "residency.h"
 
 #include "catalog/namespace.h"
-#include "catalog/pg_type.h"
 #include "executor/spi.h"
 #include "miscadmin.h"
 #include "nodes/parsenodes.h"
@@ -202,21 +201,6 @@ queue_statement(List *regions, const char *sql)
 }
 
 /*
- * Serialises with other changes, and gives all regions the caller's search_path, so
- * that an unqualified name means the same there.
- */
-static void
-begin_change(void)
-{
-	Oid			types[1] = {TEXTOID};
-	Datum		values[1] = {CStringGetTextDatum(namespace_search_path)};
-
-	if (SPI_execute_with_args("SELECT residency.begin_change($1)", 1, types, values,
-							  NULL, false, 0) != SPI_OK_SELECT)
-		elog(ERROR, "residency.begin_change() failed");
-}
-
-/*
  * residency.run_everywhere(sql text) runs the statements in every region, each as
  * the role that the admin mapping of the region names, here as the current user.
  * It returns when all of them succeeded; the commit of the transaction commits
@@ -226,33 +210,25 @@ Datum
 residency_run_everywhere(PG_FUNCTION_ARGS)
 {
 	char	   *sql = text_to_cstring(PG_GETARG_TEXT_PP(0));
-	const ResidencySelf *self = residency_self();
 	List	   *statements = split_statements(sql);
-	List	   *regions = copy_regions();
+	List	   *regions;
 	List	   *requests = NIL;
 	RunningStatement running = {0};
 	ErrorContextCallback callback;
-	char	   *own;
 	ListCell   *lc;
 
-	if (self == NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("this database is not a region yet"),
-				 errhint("Run SELECT residency.init('name-of-this-region') first.")));
-	own = pstrdup(self->region);
-
+	residency_begin_change(namespace_search_path);
+	regions = copy_regions();
 	SPI_connect();
-	begin_change();
 	foreach(lc, statements)
 		requests = lappend(requests, queue_statement(regions, lfirst(lc)));
 	residency_remote_flush();
 
+	running.region = pstrdup(residency_self()->region);
 	callback.callback = describe_running;
 	callback.arg = &running;
 	callback.previous = error_context_stack;
 	error_context_stack = &callback;
-	running.region = own;
 	foreach(lc, statements)
 	{
 		running.number++;

@@ -20,6 +20,9 @@
 /* names (char *) of all other regions in byte order; same life as the rest of regions.h */
 extern List *residency_other_regions(void);
 
+/* name of the region with the lowest number, this one included; NULL before init */
+extern const char *residency_first_region(void);
+
 /* throws 42501 unless the current user is a superuser; "what" completes "to ..." */
 extern void residency_require_superuser(const char *what);
 
@@ -28,5 +31,12 @@ extern void residency_require_superuser(const char *what);
  * a hint if the user has no mapping of his own for its server.
  */
 extern RemoteRegion *residency_admin_connection(const char *region, bool joined);
+
+/*
+ * Begins a change of all regions: one at a time in the deployment, and nowhere waiting
+ * for a lock longer than residency.lock_timeout.  search_path, if not NULL, becomes that
+ * of the other regions.
+ */
+extern void residency_begin_change(const char *search_path);
 
 #endif							/* RESIDENCY_REGIONS_INTERNAL_H */
