@@ -98,24 +98,25 @@ writable_columns(Relation rel)
 }
 
 /*
- * Columns of the written row that RETURNING and checks of views look at.  *only_home
- * is set if there is one that only the home knows: ctid.
+ * Columns of the written row that RETURNING and checks of views look at, given by
+ * their lists of expressions.  *only_home is set if there is one that only the home knows:
+ * ctid.
  */
 static List *
-columns_looked_at(ResultRelInfo *rri, List *planned, bool *only_home)
+columns_looked_at(Relation rel, List *returning, List *checks, List *planned, bool *only_home)
 {
-	TupleDesc	desc = RelationGetDescr(rri->ri_RelationDesc);
+	TupleDesc	desc = RelationGetDescr(rel);
 	List	   *columns = NIL;
 	List	   *vars;
 	Bitmapset  *used = NULL;
-	bool		all = rri->ri_WithCheckOptions != NIL;
+	bool		all = checks != NIL;
 	ListCell   *lc;
 
 	*only_home = false;
-	if (rri->ri_projectReturning == NULL && !all)
+	if (returning == NIL && !all)
 		return NIL;
 	/* vars of joined tables have special numbers by now */
-	vars = pull_var_clause((Node *) rri->ri_returningList, PVC_RECURSE_AGGREGATES |
+	vars = pull_var_clause((Node *) returning, PVC_RECURSE_AGGREGATES |
 						   PVC_RECURSE_WINDOWFUNCS | PVC_RECURSE_PLACEHOLDERS);
 	foreach(lc, vars)
 	{
@@ -146,17 +147,39 @@ columns_looked_at(ResultRelInfo *rri, List *planned, bool *only_home)
 	return columns;
 }
 
+/*
+ * The plan's list for one of its relations.  What the executor makes of these lists is not
+ * in the ResultRelInfo yet when a modification begins.
+ */
+static List *
+list_of_relation(ModifyTable *plan, ResultRelInfo *rri, List *lists)
+{
+	ListCell   *lc;
+
+	if (lists == NIL)
+		return NIL;
+	foreach(lc, plan->resultRelations)
+	{
+		if (lfirst_int(lc) == rri->ri_RangeTableIndex)
+			return (List *) list_nth(lists, foreach_current_index(lc));
+	}
+	elog(ERROR, "relation is not in its plan");
+}
+
 /* prepares the writes that a plan has for one relation */
 static void
 residencyBeginForeignModify(ModifyTableState *mtstate, ResultRelInfo *rri, List *fdw_private,
 							int subplan_index, int eflags)
 {
+	ModifyTable *plan = (ModifyTable *) mtstate->ps.plan;
 	List	   *returning;
 	bool		only_home;
 
 	if (eflags & EXEC_FLAG_EXPLAIN_ONLY)
 		return;
-	returning = columns_looked_at(rri, list_nth(fdw_private, FdwModifyReturning), &only_home);
+	returning = columns_looked_at(rri->ri_RelationDesc, list_of_relation(plan, rri, plan->returningLists),
+								  list_of_relation(plan, rri, plan->withCheckOptionLists),
+								  list_nth(fdw_private, FdwModifyReturning), &only_home);
 	rri->ri_FdwState = residency_modify_make(mtstate->ps.state, rri, mtstate->operation,
 											 mtstate->canSetTag, list_nth(fdw_private, FdwModifyTarget), returning,
 											 boolVal(list_nth(fdw_private, FdwModifyDoNothing)),
@@ -183,7 +206,8 @@ residencyBeginForeignInsert(ModifyTableState *mtstate, ResultRelInfo *rri)
 						RelationGetRelationName(rri->ri_RelationDesc)),
 				 errhint("Use ON CONFLICT DO NOTHING without a target, or connect to region \"%s\".",
 						 residency_server_region(GetForeignTable(RelationGetRelid(rri->ri_RelationDesc))->serverid))));
-	returning = columns_looked_at(rri, NIL, &only_home);
+	returning = columns_looked_at(rri->ri_RelationDesc, rri->ri_returningList,
+								  rri->ri_WithCheckOptions, NIL, &only_home);
 	rri->ri_FdwState = residency_modify_make(mtstate->ps.state, rri, CMD_INSERT,
 											 plan == NULL || mtstate->canSetTag, writable_columns(rri->ri_RelationDesc), returning,
 											 conflict == ONCONFLICT_NOTHING, only_home, NIL);
