@@ -130,6 +130,7 @@ residencyGetForeignRelSize(PlannerInfo *root, RelOptInfo *baserel, Oid foreignta
 {
 	FdwRel	   *fdw = palloc0(sizeof(FdwRel));
 	double		known;
+	int32		pages;
 	ListCell   *lc;
 
 	baserel->fdw_private = fdw;
@@ -160,7 +161,7 @@ residencyGetForeignRelSize(PlannerInfo *root, RelOptInfo *baserel, Oid foreignta
 		pull_varattnos((Node *) lfirst_node(RestrictInfo, lc)->clause, baserel->relid,
 					   &fdw->attrs_used);
 
-	if (residency_stats_rows(foreigntableid, &known))
+	if (residency_stats_size(foreigntableid, &known, &pages))
 		baserel->tuples = known;
 	else if (baserel->tuples < 0)
 		baserel->tuples = UNKNOWN_ROWS;

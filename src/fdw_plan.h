@@ -82,6 +82,6 @@ extern void residency_fdw_plan_modify_routine(FdwRoutine *routine);
 extern void residency_fdw_explain_routine(FdwRoutine *routine);
 
 /* fdw_stats_cache.c */
-extern bool residency_stats_rows(Oid relid, double *rows);
+extern bool residency_stats_size(Oid relid, double *rows, int32 *pages);
 
 #endif							/* RESIDENCY_FDW_PLAN_H */

@@ -16,6 +16,7 @@
 #include "fdw.h"
 #include "fdw_plan.h"
 
+#include "access/xact.h"
 #include "catalog/pg_authid.h"
 #include "catalog/pg_type.h"
 #include "executor/spi.h"
@@ -25,6 +26,7 @@
 #include "utils/inval.h"
 #include "utils/lsyscache.h"
 #include "utils/rel.h"
+#include "utils/resowner.h"
 
 /* columns of residency.statistics() */
 enum
@@ -113,26 +115,25 @@ static int
 acquire_nothing(Relation relation, int elevel, HeapTuple *rows, int targrows,
 				double *totalrows, double *totaldeadrows)
 {
-	if (!residency_stats_rows(RelationGetRelid(relation), totalrows))
+	int32		pages;
+
+	if (!residency_stats_size(RelationGetRelid(relation), totalrows, &pages))
 		*totalrows = 0;
 	*totaldeadrows = 0;
 	return 0;
 }
 
 /*
- * AnalyzeForeignTable: asks the home for its numbers and stores them; one round
- * trip.  False, which makes ANALYZE skip the table with a warning, if the home
- * knows no such table.
+ * Asks the home for its numbers and stores them; one round trip.  Changes nothing
+ * if the home knows no such table.
  */
-static bool
-residencyAnalyzeForeignTable(Relation relation, AcquireSampleRowsFunc *func,
-							 BlockNumber *totalpages)
+static void
+fetch_statistics(Relation relation)
 {
 	ForeignTable *table = GetForeignTable(RelationGetRelid(relation));
 	RemoteRegion *region = residency_remote_region(table->serverid);
 	RemoteRequest *request;
 	PGresult   *res;
-	bool		found;
 	const char *names[2];
 
 	names[0] = get_namespace_name(RelationGetNamespace(relation));
@@ -143,15 +144,70 @@ residencyAnalyzeForeignTable(Relation relation, AcquireSampleRowsFunc *func,
 									" FROM residency.statistics($1::pg_catalog.text, $2::pg_catalog.text)",
 									2, names, REMOTE_AS_GATEWAY, -1);
 	res = residency_remote_wait(request);
-	found = PQntuples(res) > 0;
-	if (found)
-	{
+	if (PQntuples(res) > 0)
 		store_statistics(relation, res);
-		*totalpages = (BlockNumber) Max(atoi(PQgetvalue(res, 0, STAT_PAGES)), 1);
-		*func = acquire_nothing;
-	}
 	residency_remote_release(request);
-	return found;
+}
+
+/*
+ * Like fetch_statistics, but a region that cannot be reached is no error: ANALYZE of
+ * a parent shall not fail, for all its other partitions, because one is away.
+ */
+static void
+try_fetch_statistics(Relation relation)
+{
+	MemoryContext context = CurrentMemoryContext;
+	ResourceOwner owner = CurrentResourceOwner;
+
+	BeginInternalSubTransaction(NULL);
+	MemoryContextSwitchTo(context);
+	PG_TRY();
+	{
+		fetch_statistics(relation);
+		ReleaseCurrentSubTransaction();
+		MemoryContextSwitchTo(context);
+		CurrentResourceOwner = owner;
+	}
+	PG_CATCH();
+	{
+		ErrorData  *error;
+
+		MemoryContextSwitchTo(context);
+		error = CopyErrorData();
+		FlushErrorState();
+		RollbackAndReleaseCurrentSubTransaction();
+		MemoryContextSwitchTo(context);
+		CurrentResourceOwner = owner;
+		if (ERRCODE_TO_CATEGORY(error->sqlerrcode) != ERRCODE_CONNECTION_EXCEPTION)
+			ReThrowError(error);
+		ereport(WARNING,
+				(errcode(error->sqlerrcode),
+				 errmsg("no new statistics of \"%s\"", RelationGetRelationName(relation)),
+				 errdetail_internal("%s", error->message)));
+		FreeErrorData(error);
+	}
+	PG_END_TRY();
+}
+
+/*
+ * AnalyzeForeignTable: brings the numbers up to date.  False, which makes ANALYZE
+ * skip the table with a warning, if nothing at all is known about it.
+ */
+static bool
+residencyAnalyzeForeignTable(Relation relation, AcquireSampleRowsFunc *func,
+							 BlockNumber *totalpages)
+{
+	double		rows;
+	int32		pages;
+
+	try_fetch_statistics(relation);
+	if (!residency_stats_size(RelationGetRelid(relation), &rows, &pages))
+		return false;
+
+	/* not 0, or ANALYZE of the parent would not call our function */
+	*totalpages = (BlockNumber) Max(pages, 1);
+	*func = acquire_nothing;
+	return true;
 }
 
 /*

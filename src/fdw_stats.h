@@ -23,6 +23,7 @@ typedef struct RelationStats
 	bool		unread;			/* entry only watches for changes of a partition */
 	bool		known;			/* false: there are none, and the rest is not set */
 	double		rows;
+	int32		pages;			/* at the home; 0 for others */
 	int			natts;
 	ColumnStats *columns;		/* by attnum - 1 */
 	/* a parent's spread over its regions */

@@ -39,6 +39,7 @@
 /* order of columns in the catalog tables (sql/70_statistics.sql) */
 #define TABLE_RELATION 1
 #define TABLE_ROWS 2
+#define TABLE_PAGES 3
 #define COLUMN_RELATION 1
 #define COLUMN_NAME 2
 #define COLUMN_NULL_FRACTION 3
@@ -137,6 +138,7 @@ read_foreign(RelationStats *stats)
 	{
 		stats->known = true;
 		stats->rows = DatumGetFloat8(catalog_value(catalog, tuple, TABLE_ROWS));
+		stats->pages = DatumGetInt32(catalog_value(catalog, tuple, TABLE_PAGES));
 	}
 	systable_endscan(scan);
 	table_close(catalog, AccessShareLock);
@@ -430,17 +432,18 @@ residency_relation_stats(Oid relid)
 }
 
 /*
- * residency_stats_rows tells how many rows the home has counted in a foreign
- * table; false if it was never asked.
+ * residency_stats_size tells how many rows the home has counted in a foreign
+ * table, and in how many pages they lie there; false if it was never asked.
  */
 bool
-residency_stats_rows(Oid relid, double *rows)
+residency_stats_size(Oid relid, double *rows, int32 *pages)
 {
 	const RelationStats *stats = residency_relation_stats(relid);
 
 	if (stats == NULL)
 		return false;
 	*rows = stats->rows;
+	*pages = stats->pages;
 	return true;
 }
 

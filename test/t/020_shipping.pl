@@ -122,12 +122,18 @@ my @shipped = (
 	q{name || vc = 'name1vc1'}, q{name COLLATE "C" > 'name5'}, q{name < 'name5' COLLATE "C"}, q{cname < name}, q{array_length(arr, 1) = 3},
 	q{octet_length(by) = 16}, q{x::text LIKE '%1%'}, q{j ? 'b'}, q{jsonb_array_length(j -> 'c') = 2}, q{num_nulls(name, b) = 2}, q{m >= 'ok' AND m::shared.mood < 'happy'},
 	q{concat_ws('-', 'a', 'b') = 'a-b' AND id < 4},
+	q{n::numeric(5, 1) = 2.5}, q{ts::timestamp(0) = '2024-01-01 00:37'}, q{bt::bit(2) = B'01'}, q{ch::char(1) = 'c'}, q{iv::interval day > '20 days'},
+	q{substring(bt from 2 for 2) = B'10'}, q{arr || 4 = array[5, 2, NULL, 4]}, q{tarr[2] IS NULL}, q{(array['x', name])[2] = 'name1'},
+	q{id = ANY (array[i2, 3])}, q{ARRAY[m, 'ok'] = ARRAY['ok', 'ok']::shared.mood[]}, q{dom IN (1, 2)}, q{dom::bigint + 1 = 4},
+	q{coalesce(NULLIF(ch, 'c1'), 'none') = 'none'}, q{CASE WHEN b THEN cname ELSE name END > 'a'}, q{(name IS NULL) = (b IS NULL)}, q{b = (id > 30)},
+	q{name NOT LIKE E'name\\\\_%'}, q{name LIKE 'name_' ESCAPE ''}, q{cname LIKE '%"q"'}, q{concat_ws('', name) IS NULL OR TRUE},
 	# without columns: computed here, sent as a parameter
 	q{tstz < now()}, q{d < current_date}, q{tstz > now() - interval '100 years'}, q{name <> current_user}, q{id = shared.twice(4)},
 	q{id < (SELECT 7)}, q{id = ANY (ARRAY(SELECT generate_series(2, 5)))}, q{vc = 'vc' || (SELECT 3)}, q{region = 'g' || 'br'},
 	q{id = (SELECT max(id) FROM public.q)}, q{to_char(now(), 'YYYY') > vc},
 );
 my @local = (
+	q{pr IN (ROW(1, 'p1'), ROW(2, 'p0'))},
 	q{shared.twice(id) = 10}, q{random() >= 0 AND id = 3}, q{tstz::text LIKE '%00%' OR id = 1}, q{to_char(ts, 'DD') = '02'},
 	q{tstz > '2024-03-31 02:30+01' AND date_trunc('day', tstz) > '2024-03-31'}, q{d::text = '2024-01-08'}, q{tstz + '1 day' > '2024-04-01'},
 	q{f8::text = '1'}, q{by::text = '\xc4ca4238a0b923820dcc509a6f75849b'}, q{iv::text > '3'}, q{o::regclass IS NULL OR id = 1},
@@ -153,5 +159,29 @@ sub run_cases
 run_cases('t', @shipped);
 run_cases('f', @local);
 run_cases('t', @joins);
+
+# order: by each column, in both directions, of two sorted partitions
+my @columns = split(/\n/, $r->psql('usa', q{SELECT quote_ident(attname) FROM pg_attribute WHERE attrelid = 'public.q'::regclass AND attnum > 0 AND NOT attisdropped ORDER BY attnum}));
+my %unsortable = map { $_ => 1 } qw(js x pt bx);
+foreach my $order ('ASC', 'DESC', 'ASC NULLS FIRST', 'DESC NULLS LAST')
+{
+	my @sort = grep { !$unsortable{$_} } @columns;
+	my @answers = split(/\n/, $r->psql('usa', join('', map {
+		my $by = "ORDER BY $_ $order, id LIMIT 40";
+		"SELECT (SELECT array_agg(id) FROM (SELECT id FROM shared.p $by) p) = (SELECT array_agg(id) FROM (SELECT id FROM public.q $by) q);\n" } @sort)));
+
+	is($answers[$_], 't', "ORDER BY $sort[$_] $order") foreach 0 .. $#sort;
+}
+is($r->psql('usa', q{EXPLAIN (VERBOSE, COSTS OFF) SELECT id FROM gbr.p ORDER BY name, m DESC, n NULLS FIRST LIMIT 5}) =~ /(ORDER BY .*)/ && $1,
+	'ORDER BY name ASC NULLS LAST, m DESC NULLS FIRST, n ASC NULLS FIRST LIMIT 5', 'sorted at the home');
+
+# new values: of each column by a value sent as a parameter, and by an expression there
+$r->psql('usa', join('', map { my $t = $_; (
+	(map { "UPDATE $t SET $_ = (SELECT $_ FROM public.source WHERE id = 7) WHERE id BETWEEN 20 AND 29;\n" } grep { !/^(id|region)$/ } @columns),
+	"UPDATE $t SET name = upper(name) || '-' || vc, n = n * 2, arr = arr || id, j = j || '{\"z\": 1}', d = d + 1, pr = ROW(id, name), m = CASE WHEN b THEN 'sad' ELSE m END, vc = left(name, 3) WHERE id > 30;\n",
+	"UPDATE $t SET arr[2] = id, (pr).b = 'sub' WHERE id < 10;\n" =~ s/\(pr\)/pr/r,
+	"DELETE FROM $t WHERE id % 10 = 0;\n") } 'shared.p', 'public.q') =~ s/^/CREATE TABLE public.source AS SELECT * FROM public.q;\n/r);
+is($r->psql('usa', "SELECT count(*) FROM (SELECT $_->[0]::text FROM $_->[1] EXCEPT ALL SELECT $_->[2]::text FROM $_->[3]) x"), 0, "$_->[1] has no other rows than $_->[3]")
+	foreach ['p', 'shared.p p', 'q', 'public.q'], ['q', 'public.q', 'p', 'shared.p p'];
 
 done_testing();

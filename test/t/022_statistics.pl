@@ -59,6 +59,7 @@ $r->psql('usa', 'ANALYZE gbr.p');
 is(estimate('SELECT FROM gbr.p'), 3000, 'the next ANALYZE brings new numbers');
 is(estimate('SELECT FROM shared.p'), 5000, 'for the parent too');
 is($r->psql('usa', q{SELECT count(*) FROM residency.table_statistic}), 1, 'which replace the old ones');
+is($r->psql('usa', q{SELECT reltuples || ' ' || (relpages = s.page_count) FROM pg_class c JOIN residency.table_statistic s ON s.relation = c.oid}), '3000 true', 'and are in pg_class');
 
 # who may ask
 $r->psql('gbr', 'CREATE ROLE stranger LOGIN');
@@ -69,5 +70,15 @@ is($r->psql('gbr', q{SELECT count(*) FROM residency.statistics('usa', 'p')}), 0,
 # an owner without superuser rights may ANALYZE
 $r->psql($_, q{CREATE ROLE keeper; GRANT USAGE ON SCHEMA gbr TO keeper; ALTER TABLE gbr.p OWNER TO keeper}) foreach $r->regions;
 is(($r->try('usa', 'SET ROLE keeper; ANALYZE gbr.p; SELECT 1'))[0], 0, 'by its owner');
+
+# one region away
+$r->stop('gbr');
+{
+	my ($code, $out, $err) = $r->try('usa', 'ANALYZE shared.p; SELECT 1');
+
+	is("$code $out", '0 1', 'ANALYZE of the parent goes on without a region that is away');
+	like($err, qr/WARNING:  08\w+: no new statistics of "p"/, 'and says so');
+	is(estimate('SELECT FROM gbr.p'), 3000, 'its old numbers stay');
+}
 
 done_testing();
