@@ -51,7 +51,7 @@ SELECT pg_catalog.pg_extension_config_dump('residency.region', '');
 SELECT pg_catalog.pg_extension_config_dump('residency.rule', '');
 
 CREATE FUNCTION residency.invalidate() RETURNS trigger
-	LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'residency_invalidate';
+	LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'residency_invalidate';
 COMMENT ON FUNCTION residency.invalidate() IS 'trigger of the catalog tables: empties the caches of all backends';
 
 CREATE TRIGGER invalidate AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON residency.self
@@ -66,7 +66,7 @@ ALTER TABLE residency.region ENABLE ALWAYS TRIGGER invalidate;
 ALTER TABLE residency.rule ENABLE ALWAYS TRIGGER invalidate;
 
 CREATE FUNCTION residency.refuse_region_change() RETURNS trigger
-	LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'residency_refuse_region_change';
+	LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'residency_refuse_region_change';
 COMMENT ON FUNCTION residency.refuse_region_change() IS 'trigger of home partitions and directories: a row stays in its region';
 
 CREATE FUNCTION residency.random_bits() RETURNS pg_catalog.int8
@@ -96,7 +96,7 @@ COMMENT ON FUNCTION residency.missing_setting() IS 'line that postgresql.conf la
 
 -- Raises an error unless the name can name a region, hence a schema and a server.
 CREATE FUNCTION residency.check_name(region pg_catalog.text) RETURNS pg_catalog.void
-	LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
+	LANGUAGE plpgsql IMMUTABLE CALLED ON NULL INPUT PARALLEL SAFE
 	SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
@@ -126,7 +126,7 @@ COMMENT ON FUNCTION residency.check_name(pg_catalog.text) IS 'raises an error un
 -- Makes the schema of a region's partitions.  Anybody may look into it: rights on the
 -- tables decide what is seen there.
 CREATE FUNCTION residency.make_schema(region pg_catalog.name) RETURNS pg_catalog.void
-	LANGUAGE plpgsql VOLATILE
+	LANGUAGE plpgsql VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE
 	SET search_path = pg_catalog, pg_temp
 	SET client_min_messages = warning
 AS $$
@@ -140,7 +140,7 @@ COMMENT ON FUNCTION residency.make_schema(pg_catalog.name) IS 'makes the schema 
 -- The role that acts here for a gateway's superuser; never a superuser itself.  Row
 -- security would make it see less than it may read anyway, without an error.
 CREATE FUNCTION residency.make_operator() RETURNS pg_catalog.void
-	LANGUAGE plpgsql VOLATILE
+	LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
 	SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
@@ -159,7 +159,7 @@ COMMENT ON FUNCTION residency.make_operator() IS 'makes the role that acts here 
 
 CREATE FUNCTION residency.init(region pg_catalog.text, connection pg_catalog.text DEFAULT NULL)
 	RETURNS pg_catalog.void
-	LANGUAGE plpgsql VOLATILE
+	LANGUAGE plpgsql VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE
 	SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE

@@ -11,7 +11,7 @@
 CREATE FUNCTION residency.refuse(errcode pg_catalog.text, message pg_catalog.text,
 		hint pg_catalog.text DEFAULT NULL, detail pg_catalog.text DEFAULT NULL)
 	RETURNS pg_catalog.void
-	LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'residency_refuse';
+	LANGUAGE c VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'residency_refuse';
 COMMENT ON FUNCTION residency.refuse(pg_catalog.text, pg_catalog.text, pg_catalog.text, pg_catalog.text)
 	IS 'raises an error of this extension''s own functions';
 
@@ -21,42 +21,42 @@ CREATE FUNCTION residency.ask(
 		joined pg_catalog.bool DEFAULT true,
 		OUT region pg_catalog.name, OUT answer pg_catalog.text[])
 	RETURNS SETOF pg_catalog.record
-	LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'residency_ask';
+	LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'residency_ask';
 COMMENT ON FUNCTION residency.ask(pg_catalog.name[], pg_catalog.text, pg_catalog.text[], pg_catalog.bool, pg_catalog.bool)
 	IS 'runs a statement in the regions named, as their admin, side by side; rows as text';
 
 CREATE FUNCTION residency.run_everywhere(sql pg_catalog.text) RETURNS pg_catalog.void
-	LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'residency_run_everywhere';
+	LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'residency_run_everywhere';
 COMMENT ON FUNCTION residency.run_everywhere(pg_catalog.text)
 	IS 'runs SQL statements in all regions, in one atomic commit';
 
 CREATE FUNCTION residency.connection_options(connection pg_catalog.text,
 		OUT keyword pg_catalog.text, OUT value pg_catalog.text)
 	RETURNS SETOF pg_catalog.record
-	LANGUAGE c STABLE STRICT AS 'MODULE_PATHNAME', 'residency_connection_options';
+	LANGUAGE c STABLE STRICT PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'residency_connection_options';
 COMMENT ON FUNCTION residency.connection_options(pg_catalog.text)
 	IS 'keywords and values of a libpq connection string';
 
 CREATE FUNCTION residency.reachable(connection pg_catalog.text) RETURNS pg_catalog.text
-	LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'residency_reachable';
+	LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'residency_reachable';
 COMMENT ON FUNCTION residency.reachable(pg_catalog.text)
 	IS 'null if a PostgreSQL server answers there, otherwise the reason';
 
 CREATE FUNCTION residency.accept_verifier(role pg_catalog.name, verifier pg_catalog.text)
 	RETURNS pg_catalog.void
-	LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'residency_accept_verifier';
+	LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'residency_accept_verifier';
 COMMENT ON FUNCTION residency.accept_verifier(pg_catalog.name, pg_catalog.text)
 	IS 'step of add_region: password of a gateway''s role, as a SCRAM verifier';
 
 CREATE FUNCTION residency.accept_secret(server pg_catalog.name, role pg_catalog.name, secret pg_catalog.text)
 	RETURNS pg_catalog.void
-	LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'residency_accept_secret';
+	LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'residency_accept_secret';
 COMMENT ON FUNCTION residency.accept_secret(pg_catalog.name, pg_catalog.name, pg_catalog.text)
 	IS 'step of add_region: how this gateway logs in at a home';
 
 CREATE FUNCTION residency.share_secret(gateway pg_catalog.name, home pg_catalog.name,
 		role pg_catalog.name, newcomer pg_catalog.name) RETURNS pg_catalog.void
-	LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'residency_share_secret';
+	LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'residency_share_secret';
 COMMENT ON FUNCTION residency.share_secret(pg_catalog.name, pg_catalog.name, pg_catalog.name, pg_catalog.name)
 	IS 'part of add_region: draws a secret and hands gateway and home their halves';
 
@@ -65,7 +65,7 @@ COMMENT ON FUNCTION residency.share_secret(pg_catalog.name, pg_catalog.name, pg_
 -- be in the statement's text, hence in logs.
 CREATE FUNCTION residency.server_options(connection pg_catalog.text,
 		OUT server pg_catalog.text[], OUT mapping pg_catalog.text[])
-	LANGUAGE plpgsql STABLE STRICT
+	LANGUAGE plpgsql STABLE STRICT PARALLEL UNSAFE
 	SET search_path = pg_catalog, pg_temp
 AS $$
 #variable_conflict use_variable
@@ -113,7 +113,7 @@ $$;
 COMMENT ON FUNCTION residency.connection_string(pg_catalog.text[]) IS 'libpq connection string of keywords and values';
 
 CREATE FUNCTION residency.own_region() RETURNS pg_catalog.name
-	LANGUAGE plpgsql STABLE
+	LANGUAGE plpgsql STABLE PARALLEL UNSAFE
 	SET search_path = pg_catalog, pg_temp
 AS $$
 #variable_conflict use_variable
@@ -132,7 +132,7 @@ $$;
 COMMENT ON FUNCTION residency.own_region() IS 'name of this region; an error before residency.init()';
 
 CREATE FUNCTION residency.require_superuser(what pg_catalog.text) RETURNS pg_catalog.void
-	LANGUAGE plpgsql STABLE
+	LANGUAGE plpgsql STABLE CALLED ON NULL INPUT PARALLEL UNSAFE
 	SET search_path = pg_catalog, pg_temp
 AS $$
 #variable_conflict use_variable
@@ -145,14 +145,14 @@ $$;
 COMMENT ON FUNCTION residency.require_superuser(pg_catalog.text) IS 'raises an error unless the current user is a superuser';
 
 CREATE FUNCTION residency.begin_change() RETURNS pg_catalog.void
-	LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'residency_begin_change_sql';
+	LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'residency_begin_change_sql';
 COMMENT ON FUNCTION residency.begin_change()
 	IS 'serialises changes of regions and tables, and bounds their lock waits';
 
 -- Name of the role by which a gateway logs in here.  Roles belong to the whole server,
 -- where another database may be a region of its own, so the plain name may be taken.
 CREATE FUNCTION residency.gateway_role(gateway pg_catalog.name) RETURNS pg_catalog.name
-	LANGUAGE plpgsql VOLATILE
+	LANGUAGE plpgsql VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE
 	SET search_path = pg_catalog, pg_temp
 AS $$
 #variable_conflict use_variable
@@ -170,7 +170,7 @@ COMMENT ON FUNCTION residency.gateway_role(pg_catalog.name) IS 'free name for th
 
 -- Functions that a gateway's own role calls here; everybody else is kept out of them.
 CREATE FUNCTION residency.gateway_functions() RETURNS SETOF pg_catalog.regprocedure
-	LANGUAGE sql STABLE
+	LANGUAGE sql STABLE PARALLEL UNSAFE
 	SET search_path = pg_catalog, pg_temp
 AS $$
 	SELECT p.oid::regprocedure
@@ -187,7 +187,7 @@ COMMENT ON FUNCTION residency.gateway_functions() IS 'functions of this extensio
 CREATE FUNCTION residency.learn_region(name pg_catalog.name, number pg_catalog.int4,
 		incarnation pg_catalog.int8, role pg_catalog.name, options pg_catalog.text[])
 	RETURNS pg_catalog.void
-	LANGUAGE plpgsql VOLATILE
+	LANGUAGE plpgsql VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE
 	SET search_path = pg_catalog, pg_temp
 AS $$
 #variable_conflict use_column
@@ -223,7 +223,7 @@ COMMENT ON FUNCTION residency.learn_region(pg_catalog.name, pg_catalog.int4, pg_
 -- Step: this database becomes a region of an existing deployment.
 CREATE FUNCTION residency.join_deployment(name pg_catalog.name, number pg_catalog.int4,
 		deployment pg_catalog.int8) RETURNS pg_catalog.void
-	LANGUAGE plpgsql VOLATILE
+	LANGUAGE plpgsql VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE
 	SET search_path = pg_catalog, pg_temp
 AS $$
 #variable_conflict use_column
@@ -242,7 +242,7 @@ COMMENT ON FUNCTION residency.join_deployment(pg_catalog.name, pg_catalog.int4, 
 
 -- Step: keeps secrets out of this session's log until the transaction ends.
 CREATE FUNCTION residency.log_nothing() RETURNS pg_catalog.void
-	LANGUAGE plpgsql VOLATILE
+	LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
 	SET search_path = pg_catalog, pg_temp
 AS $$
 #variable_conflict use_variable
@@ -259,7 +259,7 @@ $$;
 COMMENT ON FUNCTION residency.log_nothing() IS 'keeps secrets out of this session''s log until the transaction ends';
 
 CREATE FUNCTION residency.set_connection(connection pg_catalog.text) RETURNS pg_catalog.void
-	LANGUAGE plpgsql VOLATILE
+	LANGUAGE plpgsql VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE
 	SET search_path = pg_catalog, pg_temp
 AS $$
 #variable_conflict use_variable
@@ -274,7 +274,7 @@ COMMENT ON FUNCTION residency.set_connection(pg_catalog.text)
 	IS 'tells how regions that join later reach this one; null: as add_region() finds out';
 
 CREATE FUNCTION residency.renew() RETURNS pg_catalog.void
-	LANGUAGE plpgsql VOLATILE
+	LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
 	SET search_path = pg_catalog, pg_temp
 AS $$
 #variable_conflict use_variable

@@ -10,7 +10,7 @@
 -- connection string; or checks those that the caller has made.
 CREATE FUNCTION residency.prepare_server(region pg_catalog.name, connection pg_catalog.text)
 	RETURNS pg_catalog.void
-	LANGUAGE plpgsql VOLATILE
+	LANGUAGE plpgsql VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE
 	SET search_path = pg_catalog, pg_temp
 AS $$
 #variable_conflict use_variable
@@ -47,7 +47,7 @@ COMMENT ON FUNCTION residency.prepare_server(pg_catalog.name, pg_catalog.text)
 -- Compares the other server with this one.  The first question asks nothing that needs
 -- the extension, so that its absence can be told from other errors.
 CREATE FUNCTION residency.check_newcomer(region pg_catalog.name) RETURNS pg_catalog.text[]
-	LANGUAGE plpgsql VOLATILE
+	LANGUAGE plpgsql VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE
 	SET search_path = pg_catalog, pg_temp
 AS $$
 #variable_conflict use_variable
@@ -129,7 +129,7 @@ COMMENT ON FUNCTION residency.check_newcomer(pg_catalog.name)
 -- incarnation (0: none yet), its connection, and the name of our role there.
 CREATE FUNCTION residency.check_identity(region pg_catalog.name, roles pg_catalog.name[],
 		OUT incarnation pg_catalog.int8, OUT connection pg_catalog.text, OUT role_names pg_catalog.name[])
-	LANGUAGE plpgsql VOLATILE
+	LANGUAGE plpgsql VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE
 	SET search_path = pg_catalog, pg_temp
 AS $$
 #variable_conflict use_variable
@@ -176,7 +176,7 @@ COMMENT ON FUNCTION residency.check_identity(pg_catalog.name, pg_catalog.name[])
 -- Raises an error unless PostgreSQL answers where one region believes another one is.
 CREATE FUNCTION residency.check_way(from_region pg_catalog.name, to_region pg_catalog.name,
 		options pg_catalog.text[], joined pg_catalog.bool) RETURNS pg_catalog.void
-	LANGUAGE plpgsql VOLATILE
+	LANGUAGE plpgsql VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE
 	SET search_path = pg_catalog, pg_temp
 AS $$
 #variable_conflict use_variable
@@ -206,7 +206,7 @@ COMMENT ON FUNCTION residency.check_way(pg_catalog.name, pg_catalog.name, pg_cat
 -- How the newcomer will reach this region: as residency.self says, or else at the
 -- address from which it sees us come (a socket directory stays one), with our port.
 CREATE FUNCTION residency.way_back(region pg_catalog.name, address pg_catalog.text) RETURNS pg_catalog.text[]
-	LANGUAGE plpgsql STABLE
+	LANGUAGE plpgsql STABLE CALLED ON NULL INPUT PARALLEL UNSAFE
 	SET search_path = pg_catalog, pg_temp
 AS $$
 #variable_conflict use_variable
@@ -236,7 +236,7 @@ COMMENT ON FUNCTION residency.way_back(pg_catalog.name, pg_catalog.text)
 
 -- How the other regions reach a region: the options of the server here, as a list.
 CREATE FUNCTION residency.way_to(region pg_catalog.name) RETURNS pg_catalog.text[]
-	LANGUAGE sql STABLE
+	LANGUAGE sql STABLE CALLED ON NULL INPUT PARALLEL UNSAFE
 	SET search_path = pg_catalog, pg_temp
 AS $$
 	SELECT coalesce(array_agg(u.x ORDER BY o.ordinality, u.k), '{}')
@@ -249,7 +249,7 @@ COMMENT ON FUNCTION residency.way_to(pg_catalog.name) IS 'options of a region''s
 
 CREATE FUNCTION residency.add_region(region pg_catalog.text, connection pg_catalog.text DEFAULT NULL)
 	RETURNS pg_catalog.void
-	LANGUAGE plpgsql VOLATILE
+	LANGUAGE plpgsql VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE
 	SET search_path = pg_catalog, pg_temp
 AS $$
 #variable_conflict use_variable

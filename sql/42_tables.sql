@@ -6,7 +6,7 @@
 -- Raises an error unless the table can be declared; returns it.  Runs in each region.
 CREATE FUNCTION residency.check_table(relation pg_catalog.text, region_column pg_catalog.name)
 	RETURNS pg_catalog.regclass
-	LANGUAGE plpgsql STABLE
+	LANGUAGE plpgsql STABLE CALLED ON NULL INPUT PARALLEL UNSAFE
 	SET search_path = pg_catalog, pg_temp
 AS $$
 #variable_conflict use_variable
@@ -78,7 +78,7 @@ COMMENT ON FUNCTION residency.check_table(pg_catalog.text, pg_catalog.name)
 
 -- The table as all regions must have it, one line for each column, enum and key.
 CREATE FUNCTION residency.table_shape(relation pg_catalog.regclass) RETURNS pg_catalog.text[]
-	LANGUAGE sql STABLE
+	LANGUAGE sql STABLE CALLED ON NULL INPUT PARALLEL UNSAFE
 	SET search_path = pg_catalog, pg_temp
 AS $$
 	SELECT array_agg(line ORDER BY part, position, line) FROM (
@@ -105,7 +105,7 @@ COMMENT ON FUNCTION residency.table_shape(pg_catalog.regclass) IS 'what a declar
 -- Raises an error unless the shape found in a region is the one found here.
 CREATE FUNCTION residency.compare_shapes(relation pg_catalog.text, region pg_catalog.name,
 		here pg_catalog.text[], there pg_catalog.text[]) RETURNS pg_catalog.void
-	LANGUAGE plpgsql IMMUTABLE
+	LANGUAGE plpgsql IMMUTABLE CALLED ON NULL INPUT PARALLEL UNSAFE
 	SET search_path = pg_catalog, pg_temp
 AS $$
 #variable_conflict use_variable
@@ -128,7 +128,7 @@ COMMENT ON FUNCTION residency.compare_shapes(pg_catalog.text, pg_catalog.name, p
 CREATE FUNCTION residency.owned_sequences(relation pg_catalog.regclass,
 		OUT attname pg_catalog.name, OUT sequence pg_catalog.regclass, OUT is_identity pg_catalog.bool)
 	RETURNS SETOF pg_catalog.record
-	LANGUAGE sql STABLE
+	LANGUAGE sql STABLE CALLED ON NULL INPUT PARALLEL UNSAFE
 	SET search_path = pg_catalog, pg_temp
 AS $$
 	SELECT a.attname, d.objid::regclass, a.attidentity <> ''
@@ -143,7 +143,7 @@ COMMENT ON FUNCTION residency.owned_sequences(pg_catalog.regclass) IS 'sequences
 
 -- Highest value given out or stored so far, for each column with a sequence.
 CREATE FUNCTION residency.sequence_floors(relation pg_catalog.regclass) RETURNS pg_catalog.jsonb
-	LANGUAGE plpgsql VOLATILE
+	LANGUAGE plpgsql VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE
 	SET search_path = pg_catalog, pg_temp
 AS $$
 #variable_conflict use_variable
@@ -164,7 +164,7 @@ COMMENT ON FUNCTION residency.sequence_floors(pg_catalog.regclass) IS 'highest v
 
 -- The higher of two floors for each column.
 CREATE FUNCTION residency.higher_floors(one pg_catalog.jsonb, other pg_catalog.jsonb) RETURNS pg_catalog.jsonb
-	LANGUAGE sql IMMUTABLE PARALLEL SAFE
+	LANGUAGE sql IMMUTABLE CALLED ON NULL INPUT PARALLEL SAFE
 	SET search_path = pg_catalog, pg_temp
 AS $$
 	SELECT coalesce(jsonb_object_agg(key, value), '{}')
@@ -178,7 +178,7 @@ COMMENT ON FUNCTION residency.higher_floors(pg_catalog.jsonb, pg_catalog.jsonb) 
 -- floor, in steps of 64, starting at this region's number modulo 64.
 CREATE FUNCTION residency.spread_sequences(relation pg_catalog.regclass, floors pg_catalog.jsonb)
 	RETURNS pg_catalog.void
-	LANGUAGE plpgsql VOLATILE
+	LANGUAGE plpgsql VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE
 	SET search_path = pg_catalog, pg_temp
 AS $$
 #variable_conflict use_variable
@@ -208,7 +208,7 @@ COMMENT ON FUNCTION residency.spread_sequences(pg_catalog.regclass, pg_catalog.j
 -- by whom all is granted: a chain of grants by others becomes one of direct grants.
 CREATE FUNCTION residency.copy_rights(source pg_catalog.regclass, target pg_catalog.regclass)
 	RETURNS pg_catalog.void
-	LANGUAGE plpgsql VOLATILE
+	LANGUAGE plpgsql VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE
 	SET search_path = pg_catalog, pg_temp
 AS $$
 #variable_conflict use_variable
@@ -243,7 +243,7 @@ COMMENT ON FUNCTION residency.copy_rights(pg_catalog.regclass, pg_catalog.regcla
 
 -- Rights for the role that acts here for superusers of other regions.
 CREATE FUNCTION residency.grant_operator(relation pg_catalog.regclass) RETURNS pg_catalog.void
-	LANGUAGE plpgsql VOLATILE
+	LANGUAGE plpgsql VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE
 	SET search_path = pg_catalog, pg_temp
 AS $$
 #variable_conflict use_variable
@@ -256,7 +256,7 @@ COMMENT ON FUNCTION residency.grant_operator(pg_catalog.regclass)
 
 -- The trigger that keeps rows in their region, on a home partition or a directory.
 CREATE FUNCTION residency.fix_region(relation pg_catalog.regclass) RETURNS pg_catalog.void
-	LANGUAGE plpgsql VOLATILE
+	LANGUAGE plpgsql VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE
 	SET search_path = pg_catalog, pg_temp
 AS $$
 #variable_conflict use_variable
@@ -271,7 +271,7 @@ COMMENT ON FUNCTION residency.fix_region(pg_catalog.regclass) IS 'step: keeps th
 
 -- Rows whose home is not this region may be sent elsewhere while user triggers rest.
 CREATE FUNCTION residency.rest_triggers(rest pg_catalog.bool) RETURNS pg_catalog.void
-	LANGUAGE sql VOLATILE
+	LANGUAGE sql VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE
 	SET search_path = pg_catalog, pg_temp
 AS $$
 	SELECT set_config('session_replication_role', CASE WHEN rest THEN 'replica' ELSE 'origin' END, true)
@@ -281,7 +281,7 @@ COMMENT ON FUNCTION residency.rest_triggers(pg_catalog.bool) IS 'step: user trig
 -- Forgets declared tables that are dropped, and refuses what would make a declaration
 -- untrue.
 CREATE FUNCTION residency.forget_dropped() RETURNS event_trigger
-	LANGUAGE plpgsql SECURITY DEFINER
+	LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SECURITY DEFINER
 	SET search_path = pg_catalog, pg_temp
 AS $$
 #variable_conflict use_variable
@@ -295,7 +295,7 @@ COMMENT ON FUNCTION residency.forget_dropped() IS 'event trigger: forgets declar
 
 -- Partitions belong to the owner of their resident table.
 CREATE FUNCTION residency.sync_owner(parent pg_catalog.regclass) RETURNS pg_catalog.void
-	LANGUAGE plpgsql VOLATILE
+	LANGUAGE plpgsql VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE
 	SET search_path = pg_catalog, pg_temp
 AS $$
 #variable_conflict use_variable
@@ -314,7 +314,7 @@ COMMENT ON FUNCTION residency.sync_owner(pg_catalog.regclass) IS 'gives partitio
 -- The home partition has the row security of its resident table: other regions ask it
 -- directly.
 CREATE FUNCTION residency.sync_policies(parent pg_catalog.regclass) RETURNS pg_catalog.void
-	LANGUAGE plpgsql VOLATILE
+	LANGUAGE plpgsql VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE
 	SET search_path = pg_catalog, pg_temp
 AS $$
 #variable_conflict use_variable
@@ -339,7 +339,7 @@ COMMENT ON FUNCTION residency.sync_policies(pg_catalog.regclass) IS 'gives the h
 
 -- Commands that give the target the row security of the source.
 CREATE FUNCTION residency.policy_commands(source pg_catalog.regclass, target pg_catalog.regclass) RETURNS pg_catalog.text[]
-	LANGUAGE sql STABLE
+	LANGUAGE sql STABLE CALLED ON NULL INPUT PARALLEL UNSAFE
 	SET search_path = pg_catalog, pg_temp
 AS $$
 	SELECT array_agg(command ORDER BY command) FROM (
@@ -361,7 +361,7 @@ COMMENT ON FUNCTION residency.policy_commands(pg_catalog.regclass, pg_catalog.re
 	IS 'commands that give a table the row security of another one';
 
 CREATE FUNCTION residency.keep_declared() RETURNS event_trigger
-	LANGUAGE plpgsql SECURITY DEFINER
+	LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SECURITY DEFINER
 	SET search_path = pg_catalog, pg_temp
 AS $$
 #variable_conflict use_variable

@@ -6,7 +6,7 @@
 -- highest values of its sequences.  Locks it against writes.
 CREATE FUNCTION residency.inspect_global(relation pg_catalog.text, region_column pg_catalog.name,
 		OUT shape pg_catalog.text[], OUT filled pg_catalog.bool, OUT floors pg_catalog.jsonb)
-	LANGUAGE plpgsql VOLATILE
+	LANGUAGE plpgsql VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE
 	SET search_path = pg_catalog, pg_temp
 AS $$
 #variable_conflict use_variable
@@ -30,7 +30,7 @@ COMMENT ON FUNCTION residency.inspect_global(pg_catalog.text, pg_catalog.name)
 
 -- Step: number and digest of the rows, under formats that are the same everywhere.
 CREATE FUNCTION residency.table_content(relation pg_catalog.text) RETURNS pg_catalog.text
-	LANGUAGE plpgsql STABLE
+	LANGUAGE plpgsql STABLE CALLED ON NULL INPUT PARALLEL UNSAFE
 	SET search_path = pg_catalog, pg_temp
 	SET DateStyle = 'ISO, MDY'
 	SET IntervalStyle = 'postgres'
@@ -52,7 +52,7 @@ COMMENT ON FUNCTION residency.table_content(pg_catalog.text) IS 'number and dige
 
 -- Step: rows of a global table, each as the text of its row.
 CREATE FUNCTION residency.take_rows(relation pg_catalog.text, literals pg_catalog.text[]) RETURNS pg_catalog.int8
-	LANGUAGE plpgsql VOLATILE
+	LANGUAGE plpgsql VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE
 	SET search_path = pg_catalog, pg_temp
 	SET DateStyle = 'ISO, MDY'
 	SET IntervalStyle = 'postgres'
@@ -84,7 +84,7 @@ COMMENT ON FUNCTION residency.take_rows(pg_catalog.text, pg_catalog.text[]) IS '
 -- 2 MB (256 blocks) that are not waited for one by one.
 CREATE FUNCTION residency.copy_rows(relation pg_catalog.regclass, regions pg_catalog.name[], joined pg_catalog.bool)
 	RETURNS pg_catalog.void
-	LANGUAGE plpgsql VOLATILE
+	LANGUAGE plpgsql VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE
 	SET search_path = pg_catalog, pg_temp
 	SET DateStyle = 'ISO, MDY'
 	SET IntervalStyle = 'postgres'
@@ -119,7 +119,7 @@ COMMENT ON FUNCTION residency.copy_rows(pg_catalog.regclass, pg_catalog.name[], 
 -- Step: this region's table becomes global.
 CREATE FUNCTION residency.declare_global(relation pg_catalog.text, region_column pg_catalog.name, floors pg_catalog.jsonb)
 	RETURNS pg_catalog.void
-	LANGUAGE plpgsql VOLATILE
+	LANGUAGE plpgsql VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE
 	SET search_path = pg_catalog, pg_temp
 AS $$
 #variable_conflict use_column
@@ -140,7 +140,7 @@ COMMENT ON FUNCTION residency.declare_global(pg_catalog.text, pg_catalog.name, p
 
 -- Qualified name of a table, whatever the search_path.
 CREATE FUNCTION residency.full_name(relation pg_catalog.regclass) RETURNS pg_catalog.text
-	LANGUAGE sql STABLE
+	LANGUAGE sql STABLE CALLED ON NULL INPUT PARALLEL UNSAFE
 	SET search_path = pg_catalog, pg_temp
 AS $$
 	SELECT format('%I.%I', n.nspname, c.relname)
@@ -152,7 +152,7 @@ COMMENT ON FUNCTION residency.full_name(pg_catalog.regclass) IS 'qualified and q
 -- Refuses rows whose region column names no region.  Names of regions are not personal.
 CREATE FUNCTION residency.check_regions(relation pg_catalog.regclass, region_column pg_catalog.name)
 	RETURNS pg_catalog.void
-	LANGUAGE plpgsql VOLATILE
+	LANGUAGE plpgsql VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE
 	SET search_path = pg_catalog, pg_temp
 AS $$
 #variable_conflict use_variable
@@ -173,7 +173,7 @@ COMMENT ON FUNCTION residency.check_regions(pg_catalog.regclass, pg_catalog.name
 
 CREATE FUNCTION residency.make_global(relation pg_catalog.regclass, region_column pg_catalog.name)
 	RETURNS pg_catalog.void
-	LANGUAGE plpgsql VOLATILE STRICT
+	LANGUAGE plpgsql VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE
 	SET search_path = pg_catalog, pg_temp
 AS $$
 #variable_conflict use_variable
@@ -187,6 +187,10 @@ DECLARE
 	full_regions  name[] := '{}';
 	empty_regions name[] := '{}';
 BEGIN
+	IF relation IS NULL OR region_column IS NULL THEN
+		PERFORM residency.refuse(errcode => '22004', message => 'table and region column must be given',
+			hint => 'Run SELECT residency.make_global(''schema.table'', ''region'').');
+	END IF;
 	PERFORM residency.require_superuser('declare tables');
 	PERFORM residency.begin_change();
 	SELECT array_agg(r.name ORDER BY r.name <> own, r.name) INTO every FROM residency.region r;

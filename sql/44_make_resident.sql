@@ -13,7 +13,7 @@
 -- Objects that refer to the table or to its row type, and would go on referring to the
 -- home partition alone.
 CREATE FUNCTION residency.dependents(relation pg_catalog.regclass) RETURNS SETOF pg_catalog.text
-	LANGUAGE sql STABLE
+	LANGUAGE sql STABLE CALLED ON NULL INPUT PARALLEL UNSAFE
 	SET search_path = pg_catalog, pg_temp
 AS $$
 	SELECT DISTINCT pg_describe_object(
@@ -38,7 +38,7 @@ COMMENT ON FUNCTION residency.dependents(pg_catalog.regclass)
 -- The directory as an OID, checked: global, its primary key the key, types equal.
 CREATE FUNCTION residency.check_directory(relation pg_catalog.regclass, region_column pg_catalog.name,
 		key pg_catalog.name[], directory pg_catalog.text) RETURNS pg_catalog.regclass
-	LANGUAGE plpgsql STABLE
+	LANGUAGE plpgsql STABLE CALLED ON NULL INPUT PARALLEL UNSAFE
 	SET search_path = pg_catalog, pg_temp
 AS $$
 #variable_conflict use_variable
@@ -83,7 +83,7 @@ COMMENT ON FUNCTION residency.check_directory(pg_catalog.regclass, pg_catalog.na
 -- locked.  Only the region that moves rows may hold some of other regions.
 CREATE FUNCTION residency.check_resident(relation pg_catalog.text, region_column pg_catalog.name,
 		key pg_catalog.name[], directory pg_catalog.text, mover pg_catalog.bool) RETURNS pg_catalog.regclass
-	LANGUAGE plpgsql VOLATILE
+	LANGUAGE plpgsql VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE
 	SET search_path = pg_catalog, pg_temp
 AS $$
 #variable_conflict use_variable
@@ -136,7 +136,7 @@ COMMENT ON FUNCTION residency.check_resident(pg_catalog.text, pg_catalog.name, p
 
 -- Quoted name of a table without its schema.
 CREATE FUNCTION residency.bare_name(relation pg_catalog.regclass) RETURNS pg_catalog.text
-	LANGUAGE sql STABLE
+	LANGUAGE sql STABLE CALLED ON NULL INPUT PARALLEL UNSAFE
 	SET search_path = pg_catalog, pg_temp
 AS $$
 	SELECT quote_ident(c.relname) FROM pg_class c WHERE c.oid = relation
@@ -147,7 +147,7 @@ COMMENT ON FUNCTION residency.bare_name(pg_catalog.regclass) IS 'quoted name of 
 -- copy: checks, statement triggers, row security, comment.  To be read while the table
 -- has its old name, so that they name the new table when they run.
 CREATE FUNCTION residency.rebuild_commands(relation pg_catalog.regclass) RETURNS pg_catalog.text[]
-	LANGUAGE sql STABLE
+	LANGUAGE sql STABLE CALLED ON NULL INPUT PARALLEL UNSAFE
 	SET search_path = pg_catalog, pg_temp
 AS $$
 	SELECT coalesce(array_agg(command ORDER BY part, command), '{}') FROM (
@@ -172,7 +172,7 @@ COMMENT ON FUNCTION residency.rebuild_commands(pg_catalog.regclass)
 
 -- Makes the foreign table that stands for a resident table's partition elsewhere.
 CREATE FUNCTION residency.add_partition(parent pg_catalog.regclass, region pg_catalog.name) RETURNS pg_catalog.void
-	LANGUAGE plpgsql VOLATILE
+	LANGUAGE plpgsql VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE
 	SET search_path = pg_catalog, pg_temp
 AS $$
 #variable_conflict use_variable
@@ -199,7 +199,7 @@ COMMENT ON FUNCTION residency.add_partition(pg_catalog.regclass, pg_catalog.name
 CREATE FUNCTION residency.declare_resident(relation pg_catalog.text, region_column pg_catalog.name,
 		key pg_catalog.name[], directory pg_catalog.text, mover pg_catalog.bool,
 		OUT shape pg_catalog.text[], OUT floors pg_catalog.jsonb)
-	LANGUAGE plpgsql VOLATILE
+	LANGUAGE plpgsql VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE
 	SET search_path = pg_catalog, pg_temp
 	SET check_function_bodies = off
 AS $$
@@ -254,7 +254,7 @@ COMMENT ON FUNCTION residency.declare_resident(pg_catalog.text, pg_catalog.name,
 -- needs for it.  The server's own message would show a key.
 CREATE FUNCTION residency.add_home_key(home pg_catalog.regclass, region_column pg_catalog.name,
 		key pg_catalog.name[], directory pg_catalog.regclass) RETURNS pg_catalog.void
-	LANGUAGE plpgsql VOLATILE
+	LANGUAGE plpgsql VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE
 	SET search_path = pg_catalog, pg_temp
 AS $$
 #variable_conflict use_variable
@@ -286,7 +286,7 @@ COMMENT ON FUNCTION residency.add_home_key(pg_catalog.regclass, pg_catalog.name,
 -- Step: attaches the home partition, and gives it keys and triggers.
 CREATE FUNCTION residency.finish_resident(relation pg_catalog.text, region_column pg_catalog.name,
 		key pg_catalog.name[], directory pg_catalog.text, floors pg_catalog.jsonb) RETURNS pg_catalog.void
-	LANGUAGE plpgsql VOLATILE
+	LANGUAGE plpgsql VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE
 	SET search_path = pg_catalog, pg_temp
 AS $$
 #variable_conflict use_variable
@@ -321,7 +321,7 @@ COMMENT ON FUNCTION residency.finish_resident(pg_catalog.text, pg_catalog.name, 
 -- Sends the rows of other regions to their homes, and deletes them here.
 CREATE FUNCTION residency.move_strangers(parent pg_catalog.regclass, region_column pg_catalog.name)
 	RETURNS pg_catalog.void
-	LANGUAGE plpgsql VOLATILE
+	LANGUAGE plpgsql VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE
 	SET search_path = pg_catalog, pg_temp
 AS $$
 #variable_conflict use_variable
@@ -366,7 +366,7 @@ COMMENT ON FUNCTION residency.move_strangers(pg_catalog.regclass, pg_catalog.nam
 CREATE FUNCTION residency.make_resident(relation pg_catalog.regclass, region_column pg_catalog.name,
 		key pg_catalog.name[] DEFAULT '{uuid}', directory pg_catalog.regclass DEFAULT NULL)
 	RETURNS pg_catalog.void
-	LANGUAGE plpgsql VOLATILE
+	LANGUAGE plpgsql VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE
 	SET search_path = pg_catalog, pg_temp
 AS $$
 #variable_conflict use_variable

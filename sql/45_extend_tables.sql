@@ -8,7 +8,7 @@
 -- The tables must be there as plain tables, of the same shape; resident ones may hold
 -- the newcomer's own rows.
 CREATE FUNCTION residency.extend_tables(newcomer pg_catalog.name) RETURNS pg_catalog.void
-	LANGUAGE plpgsql VOLATILE
+	LANGUAGE plpgsql VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE
 	SET search_path = pg_catalog, pg_temp
 AS $$
 #variable_conflict use_variable
@@ -64,7 +64,7 @@ COMMENT ON FUNCTION residency.extend_tables(pg_catalog.name)
 -- one gets the same key as the others had got.
 CREATE FUNCTION residency.compare_newcomer(parent pg_catalog.regclass, newcomer pg_catalog.name,
 		there pg_catalog.text[]) RETURNS pg_catalog.void
-	LANGUAGE plpgsql STABLE
+	LANGUAGE plpgsql STABLE CALLED ON NULL INPUT PARALLEL UNSAFE
 	SET search_path = pg_catalog, pg_temp
 AS $$
 #variable_conflict use_variable
@@ -84,7 +84,7 @@ COMMENT ON FUNCTION residency.compare_newcomer(pg_catalog.regclass, pg_catalog.n
 
 -- Highest values of a table's sequences in all the regions named.
 CREATE FUNCTION residency.all_floors(relation pg_catalog.text, regions pg_catalog.name[]) RETURNS pg_catalog.jsonb
-	LANGUAGE plpgsql VOLATILE
+	LANGUAGE plpgsql VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE
 	SET search_path = pg_catalog, pg_temp
 AS $$
 #variable_conflict use_variable
@@ -104,7 +104,7 @@ COMMENT ON FUNCTION residency.all_floors(pg_catalog.text, pg_catalog.name[])
 
 -- Highest value that each sequence of a declared table has given out here.
 CREATE FUNCTION residency.sequence_positions(relation pg_catalog.regclass) RETURNS pg_catalog.jsonb
-	LANGUAGE plpgsql VOLATILE
+	LANGUAGE plpgsql VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE
 	SET search_path = pg_catalog, pg_temp
 AS $$
 #variable_conflict use_variable

@@ -59,6 +59,13 @@ $r->psql('usa', 'DROP USER MAPPING FOR CURRENT_USER SERVER aus');
 $r->fails('usa', everywhere('SELECT 1'), '42501', qr/no admin mapping for region "aus".*CREATE USER MAPPING/s, 'without admin mapping, nothing');
 $r->psql('usa', "CREATE USER MAPPING FOR CURRENT_USER SERVER aus OPTIONS (user '$r->{user}')");
 
+# a role that is no superuser, with mappings of its own
+$r->psql('usa', "CREATE USER MAPPING FOR deployer SERVER $_ OPTIONS (user '$r->{user}')") foreach qw(gbr aus);
+$r->fails('usa', 'SET ROLE deployer; ' . everywhere('CREATE TABLE app.deployed (a int)'), '42501', qr/permission denied for schema app/, 'own rights decide here');
+$r->psql('usa', 'GRANT CREATE, USAGE ON SCHEMA app TO deployer');
+$r->psql('usa', 'SET ROLE deployer; ' . everywhere('CREATE TABLE app.deployed (a int)'));
+isnt($r->all_equal(q{SELECT to_regclass('app.deployed')}), '', 'a role that is no superuser can be granted it');
+
 # two at once, at two gateways, in opposite order of locks: both succeed, one after the other
 $r->psql('gbr', "CREATE USER MAPPING FOR CURRENT_USER SERVER $_ OPTIONS (user '$r->{user}')") foreach qw(usa aus);
 {
