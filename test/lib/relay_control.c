@@ -34,7 +34,7 @@
 
 #define MAX_WORDS	10
 #define MAX_LINE	8192
-#define REST_NS		50000000
+#define REST_NS		100000000
 
 /* someone who gives commands */
 typedef struct Commander

@@ -21,9 +21,11 @@
  * number of round trips on the longest chain that had to end before it:
  *
  *	1.	An output was released by the last answer delivered since the gateway's
- *		previous output on the same connection, or by any answer of another
- *		region that came at nearly the same time (a quarter of the smallest
- *		round trip before it): the highest count of them is taken.
+ *		previous output on the same connection, or by any answer that came at
+ *		nearly the same time (up to a quarter of the smallest round trip before
+ *		it).  If one of them is of the output's own connection, that one has released
+ *		it: so conversations that go on side by side, as when connections are opened,
+ *		do not count for each other.  Else the highest count of them is taken.
  *	2.	An answer does not release anything if its connection was in the middle of a
  *		stream, that is, if the gateway had sent on it less than half a round
  *		trip before the answer came.  Rows that are pipelined while the answers to
@@ -242,8 +244,9 @@ answer_count(size_t start, size_t answer)
 static void
 count_output(size_t start, size_t output, int64_t shortest)
 {
-	int64_t		released = -1;	/* when the answer came that released it */
+	int64_t		released = -1;	/* when the last answer came that may have released it */
 	int			count = -1;
+	int			own = -1;		/* count of the own connection's answer */
 	int			before = 0;
 
 	for (size_t j = output; j-- > start;)
@@ -262,6 +265,8 @@ count_output(size_t start, size_t output, int64_t shortest)
 				released = e->last;
 			if (c > count)
 				count = c;
+			if (own < 0 && e->connection == events[output].connection)
+				own = c;
 		}
 		else if (e->kind == events[output].kind && e->connection == events[output].connection)
 		{
@@ -269,7 +274,7 @@ count_output(size_t start, size_t output, int64_t shortest)
 			break;
 		}
 	}
-	events[output].count = count < 0 ? before : count;
+	events[output].count = own >= 0 ? own : count >= 0 ? count : before;
 }
 
 /*

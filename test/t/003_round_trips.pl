@@ -13,6 +13,15 @@ use Regions;
 my $all = 'SELECT count(*) FROM app.details';
 my $one = "SELECT name FROM app.details WHERE region = 'gbr' AND id = 2";
 
+# the shortest of five times in ms: what a busy machine adds is not distance
+sub shortest
+{
+	my ($r, $sql) = @_;
+	my ($ms) = sort { $a <=> $b } map { ($r->round_trips('usa', $sql))[1] } 1 .. 5;
+
+	return $ms;
+}
+
 # The first statement of a backend, by how regions log in: one for its own question, the
 # rest for opening connections.
 foreach my $how ([ 'trust', 2 ], [ 'SCRAM', 4, scram => 1 ], [ 'TLS 1.3 and SCRAM', 6, scram => 1, ssl => 1 ])
@@ -51,12 +60,11 @@ foreach my $how ([ 'trust', 2 ], [ 'SCRAM', 4, scram => 1 ], [ 'TLS 1.3 and SCRA
 	$r->delay(5);
 	$r->delay(60, 'usa', 'aus');
 	$r->warm('usa', $all);
-	my ($trips, $ms) = $r->round_trips('usa', $all);
-	is($trips, 1, 'regions near and far: 1');
+	is($r->round_trips('usa', $all), 1, 'regions near and far: 1');
+	my $ms = shortest($r, $all);
 	cmp_ok($ms, '>=', 120, 'as long as the far one takes');
 	cmp_ok($ms, '<', 120 * 1.5, 'and no longer');
-	(undef, $ms) = $r->round_trips('usa', $one);
-	cmp_ok($ms, '<', 60, 'the near one alone takes its own time');
+	cmp_ok(shortest($r, $one), '<', 60, 'the near one alone takes its own time');
 
 	# away and back
 	$r->delay(0);
