@@ -85,6 +85,7 @@ extern void residency_fdw_plan_routine(FdwRoutine *routine);	/* planning callbac
 extern void residency_fdw_scan_routine(FdwRoutine *routine);	/* scan callbacks */
 extern void residency_fdw_modify_routine(FdwRoutine *routine);	/* write callbacks */
 extern void residency_fdw_stats_routine(FdwRoutine *routine);	/* ANALYZE */
+extern void residency_fdw_plan_init(void);		/* planner hook */
 extern void residency_fdw_stats_init(void);		/* statistics hook */
 extern void residency_fdw_modify_init(void);	/* registers the row buffers' producer */
 

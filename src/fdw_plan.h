@@ -13,6 +13,7 @@
 
 #include "fdw.h"
 
+#include "nodes/plannodes.h"
 #include "nodes/primnodes.h"
 
 /*
@@ -77,6 +78,10 @@ extern void residency_fdw_limit_routine(FdwRoutine *routine);
 
 /* fdw_plan_modify.c */
 extern void residency_fdw_plan_modify_routine(FdwRoutine *routine);
+
+/* fdw_plan_hook.c */
+extern bool residency_may_force_direct(const ModifyTable *plan, Relation rel);
+extern List *residency_direct_mark(void);
 
 /* fdw_plan_explain.c */
 extern void residency_fdw_explain_routine(FdwRoutine *routine);

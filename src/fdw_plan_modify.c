@@ -121,39 +121,6 @@ returned_columns(ModifyTable *plan, Index rtindex, int subplan_index, TupleDesc 
 }
 
 /*
- * PlanForeignModify: which columns are written and which come back.
- */
-static List *
-residencyPlanForeignModify(PlannerInfo *root, ModifyTable *plan,
-						   Index resultRelation, int subplan_index)
-{
-	Relation	rel = table_open(planner_rt_fetch(resultRelation, root)->relid, NoLock);
-	TupleDesc	desc = RelationGetDescr(rel);
-	List	   *targets = NIL;
-	List	   *returning;
-
-	if (plan->onConflictAction != ONCONFLICT_NONE &&
-		(plan->onConflictAction != ONCONFLICT_NOTHING || plan->arbiterIndexes != NIL))
-		ereport(ERROR,
-				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-				 errmsg("INSERT with this ON CONFLICT clause is not supported for foreign table \"%s\"",
-						RelationGetRelationName(rel)),
-				 errdetail("Its unique indexes are in region \"%s\".",
-						   residency_server_region(find_base_rel(root, resultRelation)->serverid)),
-				 errhint("Run the statement in that region, or use ON CONFLICT DO NOTHING without columns.")));
-
-	if (plan->operation == CMD_INSERT)
-		targets = inserted_columns(desc);
-	else if (plan->operation == CMD_UPDATE)
-		targets = updated_columns(root, resultRelation, desc);
-	returning = returned_columns(plan, resultRelation, subplan_index, desc);
-	table_close(rel, NoLock);
-
-	return list_make3(targets, returning,
-					  makeBoolean(plan->onConflictAction == ONCONFLICT_NOTHING));
-}
-
-/*
  * The scan below a ModifyTable whose rows come from this foreign table alone:
  * the only child, or one of those of an Append.
  */
@@ -260,8 +227,8 @@ values_ship(PlannerInfo *root, RelOptInfo *rel, Relation relation,
 /*
  * PlanDirectModify: turns the scan into the statement itself if it can be.
  *
- * The core has made sure that no row trigger of the gateway, no WITH CHECK OPTION
- * and no generated column needs to see the rows.
+ * The caller has made sure that nothing at the gateway needs to see the rows: no
+ * WITH CHECK OPTION; row triggers and generated columns are the home's.
  */
 static bool
 residencyPlanDirectModify(PlannerInfo *root, ModifyTable *plan,
@@ -312,6 +279,47 @@ residencyPlanDirectModify(PlannerInfo *root, ModifyTable *plan,
 	scan->fdw_private = list_make4(makeString(sql.data), makeBoolean(returning != NIL),
 								   attrs, makeBoolean(plan->canSetTag));
 	return true;
+}
+
+/*
+ * PlanForeignModify: which columns are written and which come back; or a mark, if
+ * the statement can be direct after all (see fdw_plan_hook.c).
+ */
+static List *
+residencyPlanForeignModify(PlannerInfo *root, ModifyTable *plan,
+						   Index resultRelation, int subplan_index)
+{
+	Relation	rel = table_open(planner_rt_fetch(resultRelation, root)->relid, NoLock);
+	TupleDesc	desc = RelationGetDescr(rel);
+	List	   *targets = NIL;
+	List	   *returning;
+
+	if (plan->onConflictAction != ONCONFLICT_NONE &&
+		(plan->onConflictAction != ONCONFLICT_NOTHING || plan->arbiterIndexes != NIL))
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("INSERT with this ON CONFLICT clause is not supported for foreign table \"%s\"",
+						RelationGetRelationName(rel)),
+				 errdetail("Its unique indexes are in region \"%s\".",
+						   residency_server_region(find_base_rel(root, resultRelation)->serverid)),
+				 errhint("Run the statement in that region, or use ON CONFLICT DO NOTHING without columns.")));
+
+	if (residency_may_force_direct(plan, rel) &&
+		residencyPlanDirectModify(root, plan, resultRelation, subplan_index))
+	{
+		table_close(rel, NoLock);
+		return residency_direct_mark();
+	}
+
+	if (plan->operation == CMD_INSERT)
+		targets = inserted_columns(desc);
+	else if (plan->operation == CMD_UPDATE)
+		targets = updated_columns(root, resultRelation, desc);
+	returning = returned_columns(plan, resultRelation, subplan_index, desc);
+	table_close(rel, NoLock);
+
+	return list_make3(targets, returning,
+					  makeBoolean(plan->onConflictAction == ONCONFLICT_NOTHING));
 }
 
 /*

@@ -36,5 +36,6 @@ _PG_init(void)
 	residency_fdw_modify_init();
 	residency_fdw_start_init();
 	residency_fdw_stats_init();
+	residency_fdw_plan_init();
 	residency_guard_init();
 }

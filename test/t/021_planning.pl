@@ -169,6 +169,32 @@ like(sent($_), qr/^(UPDATE|DELETE FROM) gbr\.p (SET name = \$2 |SET region = \$2
 	q{UPDATE gbr.p SET name = (SELECT max(name) FROM public.q WHERE q.id = p.id)};
 $r->fails('usa', q{INSERT INTO gbr.p (id, region) VALUES (5, 'gbr') ON CONFLICT (id) DO NOTHING}, '42P10', qr/no unique/, 'ON CONFLICT with a column is refused');
 
+# row triggers and generated columns are the home's, so they are no reason to fetch rows
+$r->psql('usa', q{
+	SELECT residency.run_everywhere($ddl$
+		CREATE TABLE shared.t (id int NOT NULL, region text NOT NULL, a int, twice int GENERATED ALWAYS AS (a * 2) STORED, touched int DEFAULT 0);
+		CREATE FUNCTION shared.touch() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN new.touched := old.touched + 1; RETURN new; END';
+		CREATE FUNCTION shared.spare() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN CASE WHEN old.a < 100 THEN old END; END';
+	$ddl$);
+	SELECT residency.make_resident('shared.t', 'region', key => '{id}');
+	SELECT residency.run_everywhere($ddl$
+		CREATE TRIGGER touch BEFORE UPDATE ON shared.t FOR EACH ROW EXECUTE FUNCTION shared.touch();
+		CREATE TRIGGER spare BEFORE DELETE ON shared.t FOR EACH ROW EXECUTE FUNCTION shared.spare();
+	$ddl$);
+	INSERT INTO shared.t (id, region, a) SELECT i, CASE WHEN i % 2 = 0 THEN 'usa' ELSE 'gbr' END, i FROM generate_series(1, 6) i;
+});
+is(sent('UPDATE shared.t SET a = a + 100 WHERE id < 4'),
+	q{UPDATE gbr.t SET a = (a OPERATOR(pg_catalog.+) '100'::integer) WHERE (id OPERATOR(pg_catalog.<) '4'::integer)}, 'UPDATE with trigger and generated column');
+is(sent('DELETE FROM shared.t WHERE id = 5'), q{DELETE FROM gbr.t WHERE (id OPERATOR(pg_catalog.=) '5'::integer)}, 'DELETE with trigger');
+is(sent('WITH d AS (DELETE FROM shared.t WHERE id = 5 RETURNING a) SELECT a FROM d'),
+	q{DELETE FROM gbr.t WHERE (id OPERATOR(pg_catalog.=) '5'::integer) RETURNING a}, 'in a WITH query');
+is($r->psql('usa', 'WITH u AS (UPDATE shared.t SET a = a + 100 WHERE id < 4 RETURNING *) SELECT * FROM u ORDER BY id'),
+	"1|gbr|101|202|1\n2|usa|102|204|1\n3|gbr|103|206|1", 'the trigger runs once, RETURNING has what it made');
+is($r->psql('usa', q{WITH d AS (DELETE FROM shared.t RETURNING id) SELECT string_agg(id::text, ' ' ORDER BY id) FROM d}), '4 5 6', 'rows that a trigger keeps are not counted');
+is($r->psql('usa', q{SET plan_cache_mode = force_generic_plan; PREPARE u(int) AS UPDATE shared.t SET a = $1 WHERE id = $1 % 100; EXECUTE u(201); EXECUTE u(203);
+	SELECT * FROM shared.t ORDER BY id}), "1|gbr|201|402|2\n2|usa|102|204|1\n3|gbr|203|406|2", 'prepared');
+like(sent('UPDATE gbr.t SET a = random() WHERE id = 1'), qr/ctid/, 'but not what the home cannot compute');
+
 # options
 $r->fails('usa', $_->[0], 'HV00D', $_->[1], $_->[0]) foreach
 	[q{CREATE SERVER s FOREIGN DATA WRAPPER residency OPTIONS (hst 'x')}, qr/Valid options of a server are: .*\bhost\b/],
