@@ -65,21 +65,22 @@ sub start_through
 
 sub rows { return $server->safe_psql('postgres', 'SELECT count(*) FROM t'); }
 
-# Delay: psql's own clock is the witness.
+# Delay: psql's own clock is the witness; the shortest of several times, since what a busy
+# machine adds is none of the relay's.
 {
 	$relay->delay('near', 40);
-	my (undef, $out) = through('near', '\timing on', 'SELECT 1', 'SELECT 2');
-	my @ms = $out =~ /Time: ([\d.]+) ms/g;
+	my (undef, $out) = through('near', '\timing on', ('SELECT 1') x 8);
+	my @ms = sort { $a <=> $b } $out =~ /Time: ([\d.]+) ms/g;
 
-	is(scalar @ms, 2, 'psql timed two statements');
-	cmp_ok($ms[1], '>=', 80, 'a round trip takes both ways of the delay');
-	cmp_ok($ms[1], '<', 160, 'and not much longer');
+	is(scalar @ms, 8, 'psql timed eight statements');
+	cmp_ok($ms[0], '>=', 80, 'a round trip takes both ways of the delay');
+	cmp_ok($ms[0], '<', 120, 'and not much longer');
 
 	$relay->delay('near', 10, 50);
-	(undef, $out) = through('near', '\timing on', 'SELECT 1');
-	my ($ms) = $out =~ /Time: ([\d.]+) ms/;
-	cmp_ok($ms, '>=', 60, 'each way has its own delay');
-	cmp_ok($ms, '<', 100, 'and not much longer');
+	(undef, $out) = through('near', '\timing on', ('SELECT 1') x 8);
+	@ms = sort { $a <=> $b } $out =~ /Time: ([\d.]+) ms/g;
+	cmp_ok($ms[0], '>=', 60, 'each way has its own delay');
+	cmp_ok($ms[0], '<', 100, 'and not much longer');
 	$relay->delay('near', 0);
 }
 
@@ -174,10 +175,11 @@ sub rows { return $server->safe_psql('postgres', 'SELECT count(*) FROM t'); }
 		CREATE USER MAPPING FOR CURRENT_USER SERVER near;
 		CREATE FOREIGN TABLE far_t (v text) SERVER near OPTIONS (table_name 't');
 	});
-	my $windows = $relay->windows(sub { through('client', ('SELECT count(*) FROM far_t') x 2) });
-	cmp_ok($windows->[-1]{trips}, '>=', 4, 'postgres_fdw waits for each of its steps');
-	cmp_ok($windows->[-1]{ms}, '>=', 40 * $windows->[-1]{trips}, 'and its time bears the count out');
-	cmp_ok($windows->[-1]{ms}, '<', 40 * ($windows->[-1]{trips} + 1), 'exactly');
+	my $windows = $relay->windows(sub { through('client', ('SELECT count(*) FROM far_t') x 6) });
+	my ($shortest) = sort { $a->{ms} <=> $b->{ms} } @$windows[ -5 .. -1 ];
+	cmp_ok($shortest->{trips}, '>=', 4, 'postgres_fdw waits for each of its steps');
+	cmp_ok($shortest->{ms}, '>=', 40 * $shortest->{trips}, 'and its time bears the count out');
+	cmp_ok($shortest->{ms}, '<', 40 * ($shortest->{trips} + 1), 'exactly');
 	$relay->delay('all', 0);
 }
 
