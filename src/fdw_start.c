@@ -6,6 +6,8 @@
  * after the other (law 3), and should not ask a region whose rows nobody needs (law
  * 4).  The executor fetches from one node at a time; so when the first of several
  * scans is fetched from, all others that the answer needs as well are queued with it.
+ * Those that every answer of the statement needs start even earlier, when its top node
+ * is asked for the first row: rows of this region are read while they travel.
  *
  * "Needed as well" is read off the plan once, after ExecutorStart: the scans are put
  * into groups, and a group starts as one.  A new group begins
@@ -40,6 +42,10 @@
 struct FdwGroup
 {
 	List	   *nodes;			/* FdwNodes, in the plan's order */
+
+	/* group of the whole statement: starts at the first call of its top node */
+	PlanState  *top;
+	ExecProcNodeMtd top_function;	/* what the first call would have been */
 };
 
 /* how scans below a plan node start */
@@ -252,6 +258,21 @@ start_other(FdwNode *node)
 		node->start(node);
 }
 
+/* starts all of a group that can be, but for the node given (or NULL) */
+static void
+start_group(FdwGroup *group, FdwNode *but)
+{
+	ListCell   *lc;
+
+	foreach(lc, group->nodes)
+	{
+		FdwNode    *node = (FdwNode *) lfirst(lc);
+
+		if (node != but && node->state != NULL && !node->started)
+			start_other(node);
+	}
+}
+
 /*
  * The node is about to be fetched from for the first time since its beginning or
  * its rescan: queues its requests and those of all that the answer needs as well.
@@ -259,20 +280,34 @@ start_other(FdwNode *node)
 void
 residency_node_start(FdwNode *node)
 {
-	ListCell   *lc;
-
 	if (node->group != NULL)
-	{
-		foreach(lc, node->group->nodes)
-		{
-			FdwNode    *other = (FdwNode *) lfirst(lc);
-
-			if (other != node && other->state != NULL && !other->started)
-				start_other(other);
-		}
-	}
+		start_group(node->group, node);
 	if (!node->started)
 		node->start(node);
+}
+
+/*
+ * Stands in for the first call of a statement's top node: starts its group, and
+ * steps out of the way.
+ */
+static TupleTableSlot *
+first_call(PlanState *ps)
+{
+	dlist_iter	iter;
+
+	dlist_foreach(iter, &live_nodes)
+	{
+		FdwGroup   *group = dlist_container(FdwNode, link, iter.cur)->group;
+
+		if (group == NULL || group->top != ps)
+			continue;
+		ps->ExecProcNode = group->top_function;
+		group->top = NULL;
+		start_group(group, NULL);
+		residency_remote_flush();
+		return ps->ExecProcNode(ps);
+	}
+	elog(ERROR, "remote scans of a statement are gone");
 }
 
 /*
@@ -505,7 +540,14 @@ residency_fdw_collect_scans(QueryDesc *queryDesc)
 	if (!any)
 		return;
 	old = MemoryContextSwitchTo(estate->es_query_cxt);
-	walk(queryDesc->planstate, new_group(context));
+	context = new_group(context);
+	walk(queryDesc->planstate, context);
+	if (context.group->nodes != NIL)
+	{
+		context.group->top = queryDesc->planstate;
+		context.group->top_function = queryDesc->planstate->ExecProcNode;
+		queryDesc->planstate->ExecProcNode = first_call;
+	}
 	foreach(lc, estate->es_subplanstates)
 		walk((PlanState *) lfirst(lc), new_group(context));
 	MemoryContextSwitchTo(old);
