@@ -385,7 +385,9 @@ BEGIN
 		RETURN;
 	END IF;
 	PERFORM set_config('residency_rights.copying', 'on', true);
-	PERFORM residency.sync_owner(r.relation), residency.sync_policies(r.relation)
+	-- pg_restore, which sets row_security off, has the policies of both
+	PERFORM residency.sync_owner(r.relation),
+			CASE WHEN current_setting('row_security')::bool THEN residency.sync_policies(r.relation) END
 		FROM residency.rule r WHERE r.kind = 'r';
 	-- rights on a resident table hold for its partitions, which is where other regions ask
 	FOR p IN

@@ -61,6 +61,7 @@ static struct
 	bool		have_self;
 	ResidencySelf self;
 	List	   *regions;		/* names of the others (char *), sorted by name */
+	List	   *roles;			/* their gateway roles here, in the same order */
 	char	   *first;			/* name of the region with the lowest number */
 	List	   *servers;		/* their servers; NIL until servers_valid */
 	bool		servers_valid;
@@ -127,44 +128,66 @@ load_self(void)
 	table_close(rel, AccessShareLock);
 }
 
+/* a region other than this one, while loading */
+typedef struct OtherRegion
+{
+	NameData	name;
+	NameData	role;			/* empty if it has none */
+} OtherRegion;
+
 /* list_sort comparator: names in byte order, the same in every region */
 static int
-compare_names(const ListCell *a, const ListCell *b)
+compare_regions(const ListCell *a, const ListCell *b)
 {
-	return strcmp(lfirst(a), lfirst(b));
+	return strcmp(NameStr(((OtherRegion *) lfirst(a))->name),
+				  NameStr(((OtherRegion *) lfirst(b))->name));
 }
 
-/* Collects the names of all regions but this one, and notes the first by number. */
+/* Collects all regions but this one, and notes the first by number. */
 static void
 load_regions(void)
 {
 	Relation	rel = table_open(cache.region_relid, AccessShareLock);
 	SysScanDesc scan = systable_beginscan(rel, InvalidOid, false, NULL, 0, NULL);
+	MemoryContext old = MemoryContextSwitchTo(cache.context);
+	List	   *others = NIL;
 	int			lowest = INT_MAX;
 	HeapTuple	tuple;
+	ListCell   *lc;
 
 	while (HeapTupleIsValid(tuple = systable_getnext(scan)))
 	{
 		bool		isnull;
 		Name		name = DatumGetName(heap_getattr(tuple, 1, RelationGetDescr(rel), &isnull));
 		int			number = DatumGetInt32(heap_getattr(tuple, 2, RelationGetDescr(rel), &isnull));
-		MemoryContext old = MemoryContextSwitchTo(cache.context);
+		Datum		role = heap_getattr(tuple, 4, RelationGetDescr(rel), &isnull);
+		OtherRegion *other;
 
 		if (number < lowest)
 		{
 			lowest = number;
 			cache.first = pstrdup(NameStr(*name));
 		}
-		MemoryContextSwitchTo(old);
 		if (cache.have_self && strcmp(NameStr(*name), cache.self.region) == 0)
 			continue;
-		old = MemoryContextSwitchTo(cache.context);
-		cache.regions = lappend(cache.regions, pstrdup(NameStr(*name)));
-		MemoryContextSwitchTo(old);
+		other = palloc0(sizeof(OtherRegion));
+		other->name = *name;
+		if (!isnull)
+			other->role = *DatumGetName(role);
+		others = lappend(others, other);
 	}
 	systable_endscan(scan);
 	table_close(rel, AccessShareLock);
-	list_sort(cache.regions, compare_names);
+
+	list_sort(others, compare_regions);
+	foreach(lc, others)
+	{
+		OtherRegion *other = lfirst(lc);
+
+		cache.regions = lappend(cache.regions, NameStr(other->name));
+		cache.roles = lappend(cache.roles, NameStr(other->role));
+	}
+	MemoryContextSwitchTo(old);
 }
 
 /*
@@ -342,6 +365,7 @@ empty_cache(void)
 	cache.present = false;
 	cache.have_self = false;
 	cache.regions = NIL;
+	cache.roles = NIL;
 	cache.first = NULL;
 	cache.servers = NIL;
 	cache.servers_valid = false;
@@ -459,58 +483,26 @@ residency_other_servers(void)
 	return cache.servers;
 }
 
-/* Name of the region behind one of our servers, palloc'd. */
-char *
-residency_server_region(Oid serverid)
-{
-	return pstrdup(GetForeignServer(serverid)->servername);
-}
-
 /*
- * Server of that region, InvalidOid if it is this one.  Throws if no region of
- * that name has joined.
+ * Role by which a region logs in here as a gateway, NULL if it is unknown or this one.
+ * Its name is usually residency_<region>, but another database of this server may have
+ * taken that, and it may be too long.
  */
-Oid
-residency_region_server(const char *region)
+const char *
+residency_gateway_role(const char *region)
 {
-	const ResidencySelf *self = residency_self();
-	ListCell   *lc;
+	ListCell   *name;
+	ListCell   *role;
 
-	if (self == NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("this database is not a region yet"),
-				 errhint("Run SELECT residency.init('name-of-this-region') first.")));
-	if (strcmp(region, self->region) == 0)
-		return InvalidOid;
-	foreach(lc, cache.regions)
-	{
-		Oid			serverid;
-
-		if (strcmp(region, lfirst(lc)) != 0)
-			continue;
-		serverid = get_foreign_server_oid(region, true);
-		if (OidIsValid(serverid))
-			return serverid;
-		ereport(ERROR,
-				(errcode(ERRCODE_CONNECTION_DOES_NOT_EXIST),
-				 errmsg("the foreign server of region \"%s\" does not exist", region),
-				 errhint("Run CREATE SERVER %s FOREIGN DATA WRAPPER residency OPTIONS (host '...', port '...', dbname '...').",
-						 quote_identifier(region))));
-	}
-	ereport(ERROR,
-			(errcode(ERRCODE_CONNECTION_DOES_NOT_EXIST),
-			 errmsg("region \"%s\" is not known here", region),
-			 errhint("SELECT name FROM residency.regions lists the regions; residency.add_region() joins another one.")));
-	return InvalidOid;			/* keep compiler quiet */
-}
-
-/* OIDs of the partitions stored here that have a home constraint */
-List *
-residency_home_partitions(void)
-{
 	ensure_loaded();
-	return cache.homes;
+	if (cache.context == NULL)
+		return NULL;
+	forboth(name, cache.regions, role, cache.roles)
+	{
+		if (strcmp(lfirst(name), region) == 0)
+			return *(char *) lfirst(role) != '\0' ? lfirst(role) : NULL;
+	}
+	return NULL;
 }
 
 /* True if some table is declared global. */

@@ -50,7 +50,11 @@ extern const ResidencySelf *residency_self(void);
  * its parent with residency_partition_rule */
 extern const TableRule *residency_table_rule(Oid relid);
 
-/* the rule of the resident table that relid is a partition of, or NULL */
+/*
+ * The rule of the resident table that relid is a partition of, or NULL.  Its relid is
+ * the resident table's; attribute numbers are those of the partition, which may differ
+ * (the home partition may have dropped columns).
+ */
 extern const TableRule *residency_partition_rule(Oid relid);
 
 /* OIDs of the foreign servers of all other joined regions, by region name */
@@ -61,6 +65,12 @@ extern char *residency_server_region(Oid serverid);
 
 /* server of that region, InvalidOid if it is this one; throws 08000-class hint if unknown */
 extern Oid	residency_region_server(const char *region);
+
+/* role by which that region logs in here as a gateway, NULL if unknown; same life as above */
+extern const char *residency_gateway_role(const char *region);
+
+/* role by which this region logs in behind that server, palloc'd, NULL if none */
+extern char *residency_role_at(Oid serverid);
 
 /* true if some table is declared global: a cheap test before looking closer */
 extern bool residency_any_global(void);

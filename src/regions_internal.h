@@ -3,6 +3,7 @@
  *		What the files of the regions part share among themselves.
  *
  * regions.c			cache of the catalog tables
+ * regions_servers.c	from a region to its foreign server, and back
  * regions_trigger.c	triggers: invalidation, no change of a row's region
  * regions_admin.c		one SQL text in many regions, on the admin connections
  * regions_everywhere.c	residency.run_everywhere: splitting and refusing
