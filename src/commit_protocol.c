@@ -404,6 +404,7 @@ refuse_prepare(void)
 	}
 }
 
+/* RegisterXactCallback: which step of the protocol belongs to which event */
 static void
 transaction_callback(XactEvent event, void *arg)
 {
@@ -431,6 +432,10 @@ transaction_callback(XactEvent event, void *arg)
 	}
 }
 
+/*
+ * RegisterSubXactCallback: deferred answers are awaited before a subtransaction commits,
+ * where an error still aborts it; never at its start, where one would end the session.
+ */
 static void
 subtransaction_callback(SubXactEvent event, SubTransactionId mySubid,
 						SubTransactionId parentSubid, void *arg)

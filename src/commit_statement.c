@@ -158,6 +158,7 @@ is_statement(QueryDesc *queryDesc)
 		queryDesc->dest->mydest != DestNone;
 }
 
+/* the plan is ready: a statement starts, and its scans are grouped (fdw_start.c) */
 static void
 statement_ExecutorStart(QueryDesc *queryDesc, int eflags)
 {
@@ -170,6 +171,7 @@ statement_ExecutorStart(QueryDesc *queryDesc, int eflags)
 	residency_fdw_collect_scans(queryDesc);
 }
 
+/* whatever runs inside belongs to the statement */
 static void
 statement_ExecutorRun(COMPAT_RUN_ARGS)
 {
@@ -190,6 +192,7 @@ statement_ExecutorRun(COMPAT_RUN_ARGS)
 	leave(locks);
 }
 
+/* AFTER triggers have run inside: the statement ends */
 static void
 statement_ExecutorFinish(QueryDesc *queryDesc)
 {

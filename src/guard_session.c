@@ -207,6 +207,7 @@ refuse_unpreparable(void)
 				 errhint("Change the trigger or function at the home that uses it.")));
 }
 
+/* plans with the role pinned: immutable functions run here already */
 static PlannedStmt *
 session_planner(Query *parse, const char *query_string, int cursorOptions, ParamListInfo boundParams)
 {
@@ -231,6 +232,7 @@ session_planner(Query *parse, const char *query_string, int cursorOptions, Param
 	return result;
 }
 
+/* rights are checked here, with the role pinned */
 static void
 session_ExecutorStart(QueryDesc *queryDesc, int eflags)
 {
@@ -256,6 +258,7 @@ session_ExecutorStart(QueryDesc *queryDesc, int eflags)
 	leave(user, context);
 }
 
+/* the statement's functions and row triggers run here, with the role pinned */
 static void
 session_ExecutorRun(COMPAT_RUN_ARGS)
 {
@@ -281,6 +284,7 @@ session_ExecutorRun(COMPAT_RUN_ARGS)
 	leave(user, context);
 }
 
+/* the AFTER triggers run here, with the role pinned */
 static void
 session_ExecutorFinish(QueryDesc *queryDesc)
 {
@@ -307,6 +311,7 @@ session_ExecutorFinish(QueryDesc *queryDesc)
 	leave(user, context);
 }
 
+/* takes on roles, and refuses what cannot be prepared */
 static void
 session_ProcessUtility(PlannedStmt *pstmt, const char *queryString, bool readOnlyTree,
 					   ProcessUtilityContext context, ParamListInfo params,

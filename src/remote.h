@@ -57,9 +57,6 @@ extern RemoteRegion *residency_remote_admin(Oid serverid, bool joined);
 extern const char *residency_remote_name(const RemoteRegion *region);
 extern Oid	residency_remote_serverid(const RemoteRegion *region);
 
-/* a number for a cursor name, unique in the region's current remote transaction */
-extern unsigned int residency_remote_cursor_number(RemoteRegion *region);
-
 /*
  * Queues one statement; sends nothing until something waits, or flush is called,
  * or more than a few MB are queued.  Parameters are in text form, NULL pointer is

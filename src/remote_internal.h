@@ -125,7 +125,6 @@ struct RemoteRegion
 	bool		immediate;		/* the home constraint is set IMMEDIATE there */
 	bool		role_known;
 	Oid			role;			/* role set there, InvalidOid: the gateway's own */
-	unsigned int cursors;
 	int			failed_level;	/* level whose failure makes the remote transaction useless, 0 none */
 	RemoteError error;			/* valid while failed_level > 0 */
 

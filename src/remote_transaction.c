@@ -154,22 +154,18 @@ residency_remote_admin(Oid serverid, bool joined)
 	return region;
 }
 
+/* name of the region, as long as the backend lives */
 const char *
 residency_remote_name(const RemoteRegion *region)
 {
 	return region->name;
 }
 
+/* the foreign server behind the region */
 Oid
 residency_remote_serverid(const RemoteRegion *region)
 {
 	return region->serverid;
-}
-
-unsigned int
-residency_remote_cursor_number(RemoteRegion *region)
-{
-	return ++region->cursors;
 }
 
 /* the request that makes sure that the other end is the region we mean; in no list */
@@ -184,7 +180,7 @@ residency_transaction_hello(RemoteRegion *region)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("this database is not a region yet"),
-				 errhint("SELECT residency.init('name of this region');")));
+				 errhint("Run SELECT residency.init('name of this region').")));
 	snprintf(deployment, sizeof(deployment), INT64_FORMAT, self->deployment);
 	values[0] = deployment;
 	values[1] = region->name;
@@ -233,7 +229,6 @@ queue_begin(RemoteRegion *region)
 	region->resident = region->immediate = false;
 	region->role_known = true;
 	region->role = InvalidOid;
-	region->cursors = 0;
 	if (region->state == REMOTE_CLOSED)
 		residency_connection_start(region);
 	residency_pipeline_control(region, psprintf("BEGIN ISOLATION LEVEL %s%s",
