@@ -528,3 +528,11 @@ residency_first_region(void)
 	ensure_loaded();
 	return cache.context != NULL ? cache.first : NULL;
 }
+
+/* OIDs of the partitions stored here that have a home constraint */
+List *
+residency_home_partitions(void)
+{
+	ensure_loaded();
+	return cache.homes;
+}

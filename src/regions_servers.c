@@ -64,14 +64,6 @@ residency_region_server(const char *region)
 	return InvalidOid;			/* keep compiler quiet */
 }
 
-/* OIDs of the partitions stored here that have a home constraint */
-List *
-residency_home_partitions(void)
-{
-	ensure_loaded();
-	return cache.homes;
-}
-
 /*
  * Role by which this region logs in at another one, as the PUBLIC mapping of its
  * server says; palloc'd, NULL if there is none.
