@@ -131,7 +131,7 @@ residency_global_translate_error(void)
 	FlushErrorState();
 	ereport(ERROR,
 			(errcode(ERRCODE_T_R_DEADLOCK_DETECTED),
-			 errmsg("could not lock a row of a global table in time"),
+			 errmsg("could not lock a global table, or a row of one, in time"),
 			 errdetail("Another transaction has kept it locked for %d ms, perhaps waiting in another region for this one.",
 					   residency_lock_timeout),
 			 errhint("Try the transaction again, or raise residency.lock_timeout.")));
