@@ -423,3 +423,5 @@ CREATE EVENT TRIGGER residency_forget_dropped ON sql_drop
 CREATE EVENT TRIGGER residency_keep_declared ON ddl_command_end
 	WHEN TAG IN ('ALTER TABLE', 'GRANT', 'REVOKE', 'CREATE POLICY', 'ALTER POLICY', 'DROP POLICY')
 	EXECUTE FUNCTION residency.keep_declared();
+COMMENT ON EVENT TRIGGER residency_forget_dropped IS 'forgets declared tables that are dropped';
+COMMENT ON EVENT TRIGGER residency_keep_declared IS 'keeps columns, owner, rights and row security of declared tables as declared';

@@ -10,7 +10,7 @@ use Test::More;
 use Regions;
 
 my $o = "\xc3\x96sterreich";
-my $r = Regions->new(regions => [ 'usa', 'eu-west', $o ]);
+my $r = Regions->new(regions => [ 'usa', 'eu-west', $o ], scram => 1);
 my $id = Regions::identifier($o);
 
 sub everywhere { return 'SELECT residency.run_everywhere(' . Regions::quote($_[0]) . ')'; }
@@ -81,6 +81,10 @@ my $content = q{SELECT md5(string_agg((d.serial_no, d."Id", d.tenant, d."Region"
 my $before = $r->psql('usa', $content);
 my $directory = q{SELECT md5(string_agg(d::text, ';' ORDER BY tenant)) FROM app."Dir ectory" d};
 
+# a session that knows the tables as they were
+my $old = $r->session('eu-west');
+$old->query('SELECT count(*) FROM app."Dir ectory"; SELECT count(*) FROM app."Det ails"; SELECT name FROM residency.regions');
+
 $r->psql('usa', q{SELECT residency.make_global('app."Dir ectory"', 'Region')});
 is($r->all_equal($directory), $r->psql('usa', $directory), 'a filled global table is copied, generated columns and identity included');
 my ($code, $out, $err) = $r->try('usa', q{SELECT residency.make_resident('app."Det ails"', 'Region', key => '{Id,tenant}', directory => 'app."Dir ectory"')});
@@ -128,6 +132,12 @@ foreach my $gateway ($r->regions)
 			'is there, touched once by the trigger');
 	}
 }
+
+$old->query(q{INSERT INTO app."Dir ectory" (tenant, "Region") VALUES (2000, 'usa')});
+is($r->psql($_, 'SELECT count(*) FROM app."Dir ectory" WHERE tenant = 2000'), 1, "a session from before has its row copied to $_") foreach $r->regions;
+is($old->query('SELECT count(*) FROM app."Det ails"'), 309, 'and sees all rows');
+$old->query('DELETE FROM app."Dir ectory" WHERE tenant = 2000');
+$old->quit;
 
 # keys and constraints at the home
 $r->fails('usa', q{INSERT INTO app."Det ails" ("Id", tenant, "Region", name) VALUES (5, 77777, 'eu-west', 'x')}, '23503', qr/residency_home/, 'no row without one in the directory');
