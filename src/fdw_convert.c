@@ -346,7 +346,8 @@ rethrow_input_error(FdwInput *input, int column, MemoryContext context)
 			(errcode(error->sqlerrcode),
 			 errmsg("a value of column \"%s\" that another region sent does not fit the column's type here",
 					input->columns[column].name),
-			 errhint("Give the column and its type the same definition in all regions, with residency.run_everywhere().")));
+			 errhint("Give the column and its type the same definition in all regions, "
+					 "with residency.run_everywhere().")));
 }
 
 /*

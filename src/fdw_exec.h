@@ -52,7 +52,8 @@ struct FdwNode
 	MemoryContextCallback reset;
 };
 
-/* fdw_start.c */
+/* fdw_node.c */
+extern dlist_head residency_live_nodes;
 extern void residency_node_init(FdwNode *node, ForeignScanState *state, bool modifies,
 								FdwNodeStart start);
 extern bool residency_node_evaluate(FdwNode *node);
@@ -61,6 +62,8 @@ extern void residency_node_begin(FdwNode *node);
 extern PGresult *residency_node_wait(FdwNode *node, RemoteRequest *req);
 extern void residency_node_release(FdwNode *node);
 extern void residency_node_end(FdwNode *node);
+
+/* fdw_start.c */
 extern void residency_node_start(FdwNode *node);
 extern void residency_start_before_write(EState *estate, Oid serverid);
 extern bool residency_reads_again(EState *estate, Oid serverid);

@@ -214,6 +214,7 @@ residencyBeginForeignInsert(ModifyTableState *mtstate, ResultRelInfo *rri)
 	clear_row_triggers(rri);
 }
 
+/* writes one row; NULL if it was not inserted and somebody wants to see it */
 static TupleTableSlot *
 residencyExecForeignInsert(EState *estate, ResultRelInfo *rri, TupleTableSlot *slot,
 						   TupleTableSlot *plan_slot)
@@ -221,6 +222,7 @@ residencyExecForeignInsert(EState *estate, ResultRelInfo *rri, TupleTableSlot *s
 	return residency_modify_insert(rri->ri_FdwState, slot);
 }
 
+/* the same for the row whose ctid is in plan_slot; slot holds the new version */
 static TupleTableSlot *
 residencyExecForeignUpdate(EState *estate, ResultRelInfo *rri, TupleTableSlot *slot,
 						   TupleTableSlot *plan_slot)
@@ -228,6 +230,7 @@ residencyExecForeignUpdate(EState *estate, ResultRelInfo *rri, TupleTableSlot *s
 	return residency_modify_update(rri->ri_FdwState, slot, plan_slot);
 }
 
+/* the same; slot takes the old version if something is returned */
 static TupleTableSlot *
 residencyExecForeignDelete(EState *estate, ResultRelInfo *rri, TupleTableSlot *slot,
 						   TupleTableSlot *plan_slot)

@@ -328,7 +328,8 @@ static bool
 write_row(FdwModify *modify, TupleTableSlot *plan_slot, TupleTableSlot *new, TupleTableSlot *result)
 {
 	bool		isnull;
-	ItemPointer tid = (ItemPointer) DatumGetPointer(ExecGetJunkAttribute(plan_slot, modify->ctid_attno, &isnull));
+	Datum		ctid = ExecGetJunkAttribute(plan_slot, modify->ctid_attno, &isnull);
+	ItemPointer tid = (ItemPointer) DatumGetPointer(ctid);
 	MemoryContext old;
 	int			nvalues = new != NULL ? modify->ntargets + 1 : 1;
 	const char **values;

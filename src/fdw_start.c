@@ -24,20 +24,14 @@
  *
  * Invariant: a group can be started any number of times; what has been started stays
  * so until a rescan makes it start again.
- *
- * The list of live nodes also tells them about the end of the (sub)transaction that
- * their requests belong to.
  */
 #include "postgres.h"
 
 #include "fdw_exec.h"
 
-#include "access/xact.h"
 #include "executor/execPartition.h"
 #include "executor/executor.h"
 #include "miscadmin.h"
-#include "nodes/nodeFuncs.h"
-#include "utils/memutils.h"
 
 struct FdwGroup
 {
@@ -57,178 +51,7 @@ typedef struct StartContext
 	int			pruner_index;
 } StartContext;
 
-static dlist_head live_nodes = DLIST_STATIC_INIT(live_nodes);
-
 static void walk(PlanState *ps, StartContext context);
-
-/* takes a node off the list of live ones when its query's memory goes */
-static void
-forget_node(void *arg)
-{
-	residency_node_end((FdwNode *) arg);
-}
-
-/* role whose rights decide about a scan: a view's or definer function's, or the user */
-static Oid
-scan_userid(ForeignScanState *state)
-{
-	ForeignScan *plan = (ForeignScan *) state->ss.ps.plan;
-	Oid			userid;
-
-#ifdef COMPAT_HAS_PERMISSION_INFOS
-	userid = plan->checkAsUser;
-#else
-	int			rti = plan->scan.scanrelid > 0 ? plan->scan.scanrelid :
-		bms_next_member(plan->fs_relids, -1);
-
-	userid = exec_rt_fetch(rti, state->ss.ps.state)->checkAsUser;
-#endif
-	return OidIsValid(userid) ? userid : GetUserId();
-}
-
-/*
- * Fills in the part that all nodes share.  The node is allocated, zeroed, in the
- * query's memory context, and is cleaned up with it, also after an error.
- */
-void
-residency_node_init(FdwNode *node, ForeignScanState *state, bool modifies, FdwNodeStart start)
-{
-	ForeignScan *plan = (ForeignScan *) state->ss.ps.plan;
-	MemoryContext context = state->ss.ps.state->es_query_cxt;
-	List	   *exprs = plan->fdw_exprs;
-
-	node->state = state;
-	node->serverid = plan->fs_server;
-	node->userid = scan_userid(state);
-	node->start = start;
-	node->modifies = modifies;
-	node->nparams = list_length(exprs);
-	if (node->nparams > 0)
-	{
-		Oid		   *types = palloc(node->nparams * sizeof(Oid));
-		ListCell   *lc;
-
-		foreach(lc, exprs)
-			types[foreach_current_index(lc)] = exprType((Node *) lfirst(lc));
-		node->param_exprs = ExecInitExprList(exprs, &state->ss.ps);
-		node->param_output = residency_output_make(node->nparams, types);
-		node->param_context = AllocSetContextCreate(context, "residency scan parameters",
-													ALLOCSET_SMALL_SIZES);
-	}
-	dlist_push_tail(&live_nodes, &node->link);
-	node->reset.func = forget_node;
-	node->reset.arg = node;
-	MemoryContextRegisterResetCallback(context, &node->reset);
-}
-
-/*
- * Evaluates the parameters.  Returns true if their texts are what they were at the
- * last call, so that rows fetched then are still the right ones.
- */
-bool
-residency_node_evaluate(FdwNode *node)
-{
-	ExprContext *econtext = node->state->ss.ps.ps_ExprContext;
-	const char **values;
-	MemoryContext old;
-	bool		same = node->param_values != NULL;
-	int			level;
-	int			i = 0;
-	ListCell   *lc;
-
-	if (node->nparams == 0)
-		return true;
-	old = MemoryContextSwitchTo(econtext->ecxt_per_tuple_memory);
-	values = palloc(node->nparams * sizeof(char *));
-	level = residency_output_begin();
-	foreach(lc, node->param_exprs)
-	{
-		bool		isnull;
-		Datum		value = ExecEvalExpr((ExprState *) lfirst(lc), econtext, &isnull);
-
-		values[i] = isnull ? NULL : residency_output_value(node->param_output, i, value);
-		if (same && (isnull || node->param_values[i] == NULL ?
-					 values[i] != node->param_values[i] :
-					 strcmp(values[i], node->param_values[i]) != 0))
-			same = false;
-		i++;
-	}
-	residency_output_end(level);
-	if (!same)
-	{
-		MemoryContextReset(node->param_context);
-		MemoryContextSwitchTo(node->param_context);
-		node->param_values = palloc(node->nparams * sizeof(char *));
-		for (i = 0; i < node->nparams; i++)
-			node->param_values[i] = values[i] ? pstrdup(values[i]) : NULL;
-	}
-	MemoryContextSwitchTo(old);
-	return same;
-}
-
-/*
- * Queues a statement in the node's own region; with nparams > 0 it has the parameters
- * as last evaluated.
- */
-RemoteRequest *
-residency_node_send(FdwNode *node, const char *sql, int nparams, int flags)
-{
-	EState	   *before = residency_modify_reading(node->state->ss.ps.state);
-	RemoteRequest *req = NULL;
-
-	PG_TRY();
-	{
-		req = residency_remote_send(residency_remote_region(node->serverid), node->userid, sql,
-									nparams, nparams > 0 ? node->param_values : NULL, flags, -1);
-	}
-	PG_FINALLY();
-	{
-		(void) residency_modify_reading(before);
-	}
-	PG_END_TRY();
-	return req;
-}
-
-/* marks the (sub)transaction that the node's remote cursor or statement begins in */
-void
-residency_node_begin(FdwNode *node)
-{
-	node->subid = GetCurrentSubTransactionId();
-	node->gone = false;
-}
-
-/*
- * Waits for a request of the node.  Whatever is queued, in all regions, and rows that are
- * held back travel in the same flight.
- */
-PGresult *
-residency_node_wait(FdwNode *node, RemoteRequest *req)
-{
-	if (!residency_remote_answered(req))
-		residency_modify_flush_before_wait(node->state->ss.ps.state);
-	return residency_remote_wait(req);
-}
-
-/* gives back all requests, answered or not */
-void
-residency_node_release(FdwNode *node)
-{
-	residency_remote_release(node->declare);
-	residency_remote_release(node->current);
-	residency_remote_release(node->ahead);
-	node->declare = node->current = node->ahead = NULL;
-}
-
-/* ends a node; may be called again, and also after the transaction has ended */
-void
-residency_node_end(FdwNode *node)
-{
-	if (node->state == NULL)
-		return;
-	residency_node_release(node);
-	dlist_delete(&node->link);
-	node->state = NULL;
-}
 
 /* would the Append above a node skip it, or has not decided yet? */
 static bool
@@ -295,7 +118,7 @@ first_call(PlanState *ps)
 {
 	dlist_iter	iter;
 
-	dlist_foreach(iter, &live_nodes)
+	dlist_foreach(iter, &residency_live_nodes)
 	{
 		FdwGroup   *group = dlist_container(FdwNode, link, iter.cur)->group;
 
@@ -320,7 +143,7 @@ residency_start_before_write(EState *estate, Oid serverid)
 {
 	dlist_iter	iter;
 
-	dlist_foreach(iter, &live_nodes)
+	dlist_foreach(iter, &residency_live_nodes)
 	{
 		FdwNode    *node = dlist_container(FdwNode, link, iter.cur);
 
@@ -336,7 +159,7 @@ residency_reads_again(EState *estate, Oid serverid)
 {
 	dlist_iter	iter;
 
-	dlist_foreach(iter, &live_nodes)
+	dlist_foreach(iter, &residency_live_nodes)
 	{
 		FdwNode    *node = dlist_container(FdwNode, link, iter.cur);
 
@@ -353,7 +176,7 @@ node_of(PlanState *ps)
 {
 	dlist_iter	iter;
 
-	dlist_foreach(iter, &live_nodes)
+	dlist_foreach(iter, &residency_live_nodes)
 	{
 		FdwNode    *node = dlist_container(FdwNode, link, iter.cur);
 
@@ -529,7 +352,7 @@ residency_fdw_collect_scans(QueryDesc *queryDesc)
 	dlist_iter	iter;
 	ListCell   *lc;
 
-	dlist_foreach(iter, &live_nodes)
+	dlist_foreach(iter, &residency_live_nodes)
 	{
 		if (dlist_container(FdwNode, link, iter.cur)->state->ss.ps.state == estate)
 		{
@@ -551,58 +374,4 @@ residency_fdw_collect_scans(QueryDesc *queryDesc)
 	foreach(lc, estate->es_subplanstates)
 		walk((PlanState *) lfirst(lc), new_group(context));
 	MemoryContextSwitchTo(old);
-}
-
-/* the transaction has ended, and all requests with it */
-static void
-at_transaction_end(XactEvent event, void *arg)
-{
-	dlist_iter	iter;
-
-	switch (event)
-	{
-		case XACT_EVENT_ABORT:
-		case XACT_EVENT_COMMIT:
-		case XACT_EVENT_PREPARE:
-			break;
-		default:
-			return;
-	}
-	dlist_foreach(iter, &live_nodes)
-	{
-		FdwNode    *node = dlist_container(FdwNode, link, iter.cur);
-
-		node->declare = node->current = node->ahead = NULL;
-		node->gone = true;
-	}
-}
-
-/* a subtransaction has ended: what began in it is gone, or belongs to its parent now */
-static void
-at_subtransaction_end(SubXactEvent event, SubTransactionId subid,
-					  SubTransactionId parent, void *arg)
-{
-	dlist_iter	iter;
-
-	if (event != SUBXACT_EVENT_ABORT_SUB && event != SUBXACT_EVENT_COMMIT_SUB)
-		return;
-	dlist_foreach(iter, &live_nodes)
-	{
-		FdwNode    *node = dlist_container(FdwNode, link, iter.cur);
-
-		if (node->subid != subid)
-			continue;
-		if (event == SUBXACT_EVENT_ABORT_SUB)
-			node->gone = true;
-		else
-			node->subid = parent;
-	}
-}
-
-/* registers what must be told about transactions; after residency_commit_init */
-void
-residency_fdw_start_init(void)
-{
-	RegisterXactCallback(at_transaction_end, NULL);
-	RegisterSubXactCallback(at_subtransaction_end, NULL);
 }
