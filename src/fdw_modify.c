@@ -196,8 +196,15 @@ residencyBeginForeignInsert(ModifyTableState *mtstate, ResultRelInfo *rri)
 	List	   *returning;
 	bool		only_home;
 
-	if (mtstate->operation != CMD_INSERT)
+	if (mtstate->operation == CMD_UPDATE)
 		residency_region_change_error(RelationGetRelid(rri->ri_RelationDesc));
+	if (mtstate->operation != CMD_INSERT)
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("MERGE cannot insert rows of region \"%s\" into table \"%s\"",
+						residency_server_region(GetForeignTable(RelationGetRelid(rri->ri_RelationDesc))->serverid),
+						RelationGetRelationName(rri->ri_RelationDesc)),
+				 errhint("Use INSERT and UPDATE, or run MERGE in that region.")));
 	if (conflict != ONCONFLICT_NONE &&
 		(conflict != ONCONFLICT_NOTHING || plan->arbiterIndexes != NIL))
 		ereport(ERROR,

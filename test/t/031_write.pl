@@ -41,6 +41,9 @@ $r->fails('usa', q{INSERT INTO item (id, region) VALUES (1, 'gbr') ON CONFLICT (
 is($r->psql('usa', q{INSERT INTO numbered (region, "Mixed Case") VALUES ('gbr', 'a'), ('gbr', 'b') RETURNING "Mixed Case"}), "a\nb", 'an identity column');
 is($r->psql('gbr', 'SELECT count(DISTINCT id) FROM gbr.numbered WHERE id IS NOT NULL'), 2, 'and its values');
 
+$r->fails('usa', q{MERGE INTO item USING (VALUES (9)) v(id) ON item.id = v.id WHEN MATCHED THEN DELETE}, '0A000', qr/MERGE/, 'MERGE is refused');
+$r->fails('usa', q{MERGE INTO item USING (VALUES (9)) v(id) ON item.id = v.id AND item.region = 'usa' WHEN NOT MATCHED THEN INSERT (id, region) VALUES (9, 'gbr')}, '0A000', qr/MERGE cannot insert rows of region "gbr"/, 'also where it would insert only');
+
 # COPY, from both ends
 is($tag->(q{COPY item (id, region, n) FROM PROGRAM 'for i in $(seq 20001 22500); do echo "$i,gbr,$i"; done' (FORMAT csv)}), 'COPY 2500', 'COPY counts rows');
 is($r->psql('gbr', 'SELECT count(*), sum(twice) FROM gbr.item WHERE id > 20000'), '2500|' . 2 * (20001 + 22500) / 2 * 2500, 'and stores them');
