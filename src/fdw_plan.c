@@ -6,9 +6,9 @@
  * what that costs; then paths in no order, in the orders that the query can use,
  * and with join clauses as parameters; then the plan with its SQL.
  *
- * A parameterized path asks the home once per outer row.  It exists since it is
- * the right choice for one or two outer rows and a large table; its cost, a round
- * trip each, makes the planner fetch the table once otherwise.
+ * A parameterized path asks the home once per outer row.  It is the right choice
+ * for one outer row, and for a few if the table is large; its cost makes the planner
+ * fetch the table once otherwise.
  */
 #include "residency.h"
 
@@ -359,6 +359,23 @@ outer_sets(PlannerInfo *root, RelOptInfo *baserel)
 }
 
 /*
+ * Whether the outer side is one row at most: a table with all columns of a unique
+ * index fixed.
+ */
+static bool
+is_one_row(PlannerInfo *root, Relids outer)
+{
+	int			relid;
+	RelOptInfo *rel;
+
+	if (!bms_get_singleton_member(outer, &relid))
+		return false;
+	rel = root->simple_rel_array[relid];
+	return rel != NULL && rel->rtekind == RTE_RELATION &&
+		relation_has_unique_index_for(root, rel, NIL, NIL, NIL);
+}
+
+/*
  * Adds a path for each set of outer relations, for nested loops.
  */
 static void
@@ -390,6 +407,11 @@ add_parameterized_paths(PlannerInfo *root, RelOptInfo *baserel)
 		if (fixes_key(root, baserel, shipped))
 			rows = retrieved = 1;
 		residency_border_cost(baserel, fdw, retrieved, false, 0, &startup, &total);
+		if (!is_one_row(root, info->ppi_req_outer))
+		{
+			startup += (DOUBTED_ROUND_TRIPS - 1) * ROUND_TRIP_COST;
+			total += (DOUBTED_ROUND_TRIPS - 1) * ROUND_TRIP_COST;
+		}
 		add_path(baserel, (Path *)
 				 compat_create_foreignscan_path(root, baserel, NULL, rows, startup, total, NIL,
 												info->ppi_req_outer, NULL,

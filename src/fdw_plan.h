@@ -26,6 +26,13 @@
 #define BORDER_ROW_COST 0.05
 #define BORDER_BYTE_COST 0.0005
 
+/*
+ * A scan that is repeated for each row of something else is taken to be repeated
+ * at least so often, unless there is one such row at most: estimates of joins are
+ * often too low by more, and then each row would cost a round trip.
+ */
+#define DOUBTED_ROUND_TRIPS 20.0
+
 /* rows assumed of a table that nobody has analyzed */
 #define UNKNOWN_ROWS 10000.0
 

@@ -48,6 +48,22 @@ is($r->psql('usa', q{SELECT width FROM residency.column_statistic WHERE relation
 like($r->psql('usa', 'EXPLAIN SELECT id FROM gbr.p'), qr/width=4\)/, 'is used');
 is($r->psql('usa', q{SELECT string_agg(column_name, ' ' ORDER BY column_name) FROM residency.column_statistic WHERE is_unique}), 'id', 'uniqueness');
 
+# asking once for each row is for one row
+$r->psql('usa', q{
+	CREATE TABLE public.k (id int PRIMARY KEY, ref int, word text);
+	INSERT INTO public.k SELECT i, i, 'w' || i FROM generate_series(1, 500) i;
+	ANALYZE public.k;
+});
+like($r->psql('usa', 'EXPLAIN (VERBOSE) SELECT name FROM public.k JOIN shared.p ON p.id = k.ref WHERE k.id = 5'), qr/Nested Loop.*Remote SQL: [^\n]*\$1::integer/s,
+	'a row found by its key asks for what belongs to it');
+is($r->psql('usa', 'SELECT name FROM public.k JOIN shared.p ON p.id = k.ref WHERE k.id = 6'), 'n6', 'and gets it');
+like($r->psql('usa', 'EXPLAIN (VERBOSE) SELECT name FROM public.k JOIN shared.p ON p.id = k.ref + 1 AND p.region < k.word WHERE k.id = 5'),
+	qr/WHERE (?=.*\$\d::integer)(?=.*\$\d::pg_catalog\.text)/, 'by two values');
+is($r->psql('usa', 'SELECT name FROM public.k LEFT JOIN shared.p ON p.id = k.ref + 1 AND p.region < k.word WHERE k.id = 5'), 'n6', 'both of which count');
+is($r->psql('usa', 'SELECT k.id, name FROM public.k LEFT JOIN shared.p ON p.id = k.ref + 1 AND p.region > k.word WHERE k.id = 5'), '5|', 'in an outer join too');
+unlike($r->psql('usa', "EXPLAIN (VERBOSE) SELECT name FROM public.k JOIN shared.p ON p.id = k.ref WHERE $_"), qr/Remote SQL: [^\n]*\$1/,
+	"where there may be more rows than thought, the table is fetched once: $_") foreach "word = 'w5'", 'k.id = 5 OR random() < 0', 'k.id < 5';
+
 # no value came along
 is($r->psql('usa', q{SELECT count(*) FROM pg_statistic WHERE starelid = 'gbr.p'::regclass}), 0, 'nothing in pg_statistic');
 $r->psql('usa', 'CHECKPOINT');
