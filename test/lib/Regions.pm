@@ -327,14 +327,16 @@ sub kill9
 	my $node = $self->node($region);
 	my $file = $node->data_dir . '/postmaster.pid';
 	my ($postmaster) = slurp_file($file) =~ /^(\d+)/;
-	my @pids = ($postmaster, children($postmaster));
 	my $end = time + 30;
 
+	# a backend that sees its postmaster die has time for a last word, a power failure leaves none
 	kill 'STOP', $postmaster;
-	push @pids, children($postmaster);
+	my @pids = children($postmaster);
 	kill 'KILL', @pids;
 	sleep(0.01) while time < $end && grep { alive($_) } @pids;
-	croak "processes of $region do not die" if grep { alive($_) } @pids;
+	kill 'KILL', $postmaster;
+	sleep(0.01) while time < $end && alive($postmaster);
+	croak "processes of $region do not die" if grep { alive($_) } $postmaster, @pids;
 	$node->kill9;
 
 	# what nobody has reaped yet would be taken for a running postmaster

@@ -77,7 +77,7 @@ sub finish
 	my $seconds = sprintf('%.0f s', time - $test->{begin});
 
 	open(my $output, '<', $test->{output}) or die "$test->{output}: $!";
-	my $tap = do { local $/; readline($output) } // '';
+	my $tap = (do { local $/; readline($output) } // '') . "\n";
 	my $bailed = $tap =~ s/^Bail out!.*$//mg;
 	my $parser = TAP::Parser->new({ tap => $tap });
 	$parser->run;
@@ -96,6 +96,11 @@ sub finish
 	return unless $bad;
 	print "  took longer than $limit s\n" if $test->{late};
 	failures($tap);
+	foreach my $log (glob("$logs/" . ($name =~ s/\.pl$//r) . '_*.log'))
+	{
+		open(my $file, '<', $log) or next;
+		print map { "  ! " . basename($log) . ": $_" } grep { /terminated by signal|Failed process was|PANIC|TRAP/ } readline($file);
+	}
 	return unless $parser->parse_errors || $bailed || $test->{late} || !$parser->failed;
 	tail($test->{output}, 15);
 	tail("$logs/regress_log_" . ($name =~ s/\.pl$//r), 30);
