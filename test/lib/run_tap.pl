@@ -5,7 +5,7 @@
 # prove would do but for three things: it does not say how many tests passed when some
 # did not, a "Bail out!" of one file ends all others, and the log of a failed test is
 # what one wants to see next.  A file that ends early, prints no test or takes
-# longer than RESIDENCY_TEST_SECONDS (default 300) counts as one failed test more.
+# longer than RESIDENCY_TEST_SECONDS (default 600) counts as one failed test more.
 use strict;
 use warnings;
 
@@ -15,7 +15,7 @@ use TAP::Parser;
 use Time::HiRes qw(sleep time);
 
 my ($results, $jobs, @files) = @ARGV;
-my $limit = $ENV{RESIDENCY_TEST_SECONDS} || 300;
+my $limit = $ENV{RESIDENCY_TEST_SECONDS} || 600;
 my $logs = "$ENV{TESTDIR}/tmp_check/log";
 my ($passed, $failed) = (0, 0);
 my %running;
