@@ -5,7 +5,7 @@
 # prove would do but for three things: it does not say how many tests passed when some
 # did not, a "Bail out!" of one file ends all others, and the log of a failed test is
 # what one wants to see next.  A file that ends early, prints no test or takes
-# longer than RESIDENCY_TEST_SECONDS (default 600) counts as one failed test more.
+# longer than RESIDENCY_TEST_SECONDS (default 900) counts as one failed test more.
 use strict;
 use warnings;
 
@@ -15,11 +15,14 @@ use TAP::Parser;
 use Time::HiRes qw(sleep time);
 
 my ($results, $jobs, @files) = @ARGV;
-my $limit = $ENV{RESIDENCY_TEST_SECONDS} || 600;
+my $limit = $ENV{RESIDENCY_TEST_SECONDS} || 900;
 my $logs = "$ENV{TESTDIR}/tmp_check/log";
 my ($passed, $failed) = (0, 0);
 my %running;
 
+# the bed's own tests first: if they fail, nothing else means much; then the last ones,
+# which are the longest
+@files = ((grep { /\/00/ } @files), reverse grep { !/\/00/ } @files);
 make_path($logs);
 $| = 1;
 
