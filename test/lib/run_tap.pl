@@ -67,7 +67,7 @@ sub failures
 	{
 		$left = 20 if $line =~ /^not ok/;
 		$left = 0 if $line =~ /^ok/;
-		print "  | $line\n" if $left-- > 0;
+		print '  | ', substr($line, 0, 300), "\n" if $left-- > 0;
 	}
 	return;
 }
