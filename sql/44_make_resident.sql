@@ -296,6 +296,8 @@ DECLARE
 	home   regclass := format('%I.%s', own, residency.bare_name(parent))::regclass;
 BEGIN
 	PERFORM residency.require_superuser('declare tables');
+	-- first: the event triggers of declared tables check it
+	PERFORM residency.spread_sequences(parent, floors);
 	EXECUTE format('ALTER TABLE %s ATTACH PARTITION %s FOR VALUES IN (%L)', parent, home, own);
 	IF NOT EXISTS (SELECT FROM pg_constraint k WHERE k.conrelid = home AND k.contype = 'p') AND cardinality(key) > 0 THEN
 		BEGIN
@@ -312,7 +314,6 @@ BEGIN
 		PERFORM residency.fix_region(directory::regclass);
 	END IF;
 	PERFORM residency.fix_region(home);
-	PERFORM residency.spread_sequences(parent, floors);
 END
 $$;
 COMMENT ON FUNCTION residency.finish_resident(pg_catalog.text, pg_catalog.name, pg_catalog.name[], pg_catalog.text, pg_catalog.jsonb)

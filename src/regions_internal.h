@@ -8,6 +8,7 @@
  * regions_admin.c		one SQL text in many regions, on the admin connections
  * regions_everywhere.c	residency.run_everywhere: splitting and refusing
  * regions_secret.c		roles and user mappings with secrets, that no SQL text holds
+ * regions_columns.c	columns that DDL would fill with other values in each region
  * regions_check.c		connection strings, and whether a server answers
  */
 #ifndef RESIDENCY_REGIONS_INTERNAL_H

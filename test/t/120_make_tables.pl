@@ -169,6 +169,18 @@ $r->all_equal('SELECT sum(later) FROM app."Dir ectory"');
 $r->fails('usa', 'ALTER TABLE app."Det ails" DROP COLUMN "Id"', '2BP01', qr/part of the key/, 'key columns stay');
 $r->fails('usa', 'ALTER TABLE app."Dir ectory" RENAME "Region" TO r', '2BP01', qr/region column/, 'and so do region columns');
 
+foreach my $column ('seen timestamptz DEFAULT now()', 'code float8 DEFAULT random()', 'key uuid DEFAULT gen_random_uuid()', 'more serial', 'other int GENERATED ALWAYS AS IDENTITY')
+{
+	$r->fails('usa', everywhere(qq{ALTER TABLE app."Dir ectory" ADD COLUMN $column}), '0A000', qr/would get other values in each region.*without a default/s,
+		"a column of a global table would differ: $column");
+}
+$r->fails('usa', everywhere('ALTER TABLE app."Det ails" ADD COLUMN more serial'), '0A000', qr/same values in several regions/, 'and a sequence of a resident one');
+$r->psql('usa', everywhere(q{ALTER TABLE app."Dir ectory" ADD COLUMN seen timestamptz, ADD COLUMN fixed timestamp DEFAULT '2026-01-01', ADD COLUMN thrice int GENERATED ALWAYS AS (tenant * 3) STORED;
+	ALTER TABLE app."Dir ectory" ALTER seen SET DEFAULT now()}));
+$r->psql('usa', everywhere(q{ALTER TABLE app."Dir ectory" ALTER fixed SET DEFAULT now(), ALTER later TYPE bigint}));
+$r->psql('eu-west', q{UPDATE app."Dir ectory" SET seen = now() WHERE tenant < 5; INSERT INTO app."Dir ectory" (tenant, "Region") VALUES (3000, 'usa')});
+$r->all_equal('SELECT md5(string_agg(d::text, $$;$$ ORDER BY tenant)) FROM app."Dir ectory" d', 'the way that the hint shows keeps copies equal');
+
 # ---- refusals of make_resident: nothing is left behind
 $r->psql('usa', everywhere(q{
 	CREATE TABLE app.person (uuid uuid, region text NOT NULL, name text);
