@@ -131,6 +131,22 @@
 #define COMPAT_HAS_EXPLAIN_FORMAT 1
 #endif
 
+/* index_beginscan takes instrumentation since 18 */
+#if PG_VERSION_NUM >= 180000
+#define compat_index_beginscan(heap, index, snapshot, nkeys) \
+	index_beginscan(heap, index, snapshot, NULL, nkeys, 0)
+#else
+#define compat_index_beginscan(heap, index, snapshot, nkeys) \
+	index_beginscan(heap, index, snapshot, nkeys, 0)
+#endif
+
+/* estimate_array_length takes the planner's state since 17 */
+#if PG_VERSION_NUM >= 170000
+#define compat_estimate_array_length(root, array) estimate_array_length(root, array)
+#else
+#define compat_estimate_array_length(root, array) estimate_array_length(array)
+#endif
+
 /* the same for taking one apart */
 #if PG_VERSION_NUM >= 160000
 #define compat_deconstruct_text_array(array, elements, n) \

@@ -28,6 +28,7 @@
 #include "postgres.h"
 
 #include "fdw_exec.h"
+#include "lookup.h"
 
 #include "executor/execPartition.h"
 #include "executor/executor.h"
@@ -167,7 +168,7 @@ residency_reads_again(EState *estate, Oid serverid)
 			!node->modifies && !bms_is_empty(node->state->ss.ps.plan->allParam))
 			return true;
 	}
-	return false;
+	return residency_lookup_reads(estate, serverid);
 }
 
 /* the node of a plan node if it is one of ours */

@@ -13,6 +13,7 @@
 #include "fdw.h"
 #include "global.h"
 #include "guard.h"
+#include "lookup.h"
 #include "regions.h"
 
 PG_MODULE_MAGIC;
@@ -37,5 +38,6 @@ _PG_init(void)
 	residency_fdw_start_init();
 	residency_fdw_stats_init();
 	residency_fdw_plan_init();
+	residency_lookup_init();
 	residency_guard_init();
 }

@@ -15,6 +15,7 @@ int			residency_commit_timeout = 5000;
 int			residency_commit_wait = RESIDENCY_COMMIT_APPLIED;
 int			residency_connect_timeout = 10000;
 int			residency_doubt_timeout = 5000;
+bool		residency_enable_lookup = true;
 int			residency_fetch_bytes = 2048;
 int			residency_home_wait = 50;
 int			residency_lock_timeout = 5000;
@@ -55,6 +56,12 @@ residency_define_settings(void)
 							&residency_doubt_timeout,
 							5000, 0, INT_MAX, PGC_USERSET, GUC_UNIT_MS,
 							NULL, NULL, NULL);
+	DefineCustomBoolVariable("residency.enable_lookup",
+							 "Lets the planner look up the regions of keys in the directory.",
+							 "Switched off, all regions are asked for rows of any key; the answers are the same.",
+							 &residency_enable_lookup,
+							 true, PGC_USERSET, GUC_EXPLAIN,
+							 NULL, NULL, NULL);
 	DefineCustomIntVariable("residency.fetch_size",
 							"Memory that one batch of a scan's rows should take.",
 							"A scan holds at most two batches; over a long way larger ones mean fewer round trips.",

@@ -1,0 +1,553 @@
+/*
+ * lookup_send.c
+ *		Asks regions for the rows of a batch's keys, and once more for keys not held.
+ *
+ * First each key is asked for where the directory says.  While a person moves, or if the
+ * directory here is behind, that region may not hold it; it says so, whatever the other
+ * conditions.  Only such keys are asked for again: where the directory says by now, and
+ * otherwise, or after that, in all regions not asked yet.  Of several regions that
+ * hold a key the first one that was asked counts, so no row comes twice.
+ *
+ * A region that cannot be reached is an error if a key's home is there, and passed over
+ * when it is merely one of all the others.
+ *
+ * A key whose home is this region is not asked for elsewhere: directory and partition were
+ * read with one snapshot of one database (lookup_home.c), and own residents must be
+ * readable while other regions are away (law 5).
+ *
+ * Requests are forgotten when the (sub)transaction that sent them ends; questions without an answer
+ * are then sent again when their batch is read.
+ */
+#include "lookup_state.h"
+
+#include "access/xact.h"
+#include "executor/executor.h"
+#include "miscadmin.h"
+#include "nodes/nodeFuncs.h"
+#include "utils/builtins.h"
+#include "utils/lsyscache.h"
+#include "utils/memutils.h"
+#include "utils/snapmgr.h"
+
+#include "fdw_exec.h"
+
+/* LookupEntry.asked of a key that is asked for nowhere else */
+#define ASKED_ALL (~UINT64CONST(0))
+#define ASKED(target) (UINT64CONST(1) << (target))
+
+static dlist_head live_nodes = DLIST_STATIC_INIT(live_nodes);
+
+/* evaluates what is sent behind the keys, once after each rescan */
+static void
+evaluate_params(LookupState *state)
+{
+	ExprContext *econtext = state->css.ss.ps.ps_ExprContext;
+	CustomScan *plan = castNode(CustomScan, state->css.ss.ps.plan);
+	MemoryContext old;
+	int			level;
+	ListCell   *lc;
+
+	if (state->params_known)
+		return;
+	old = MemoryContextSwitchTo(state->css.ss.ps.state->es_query_cxt);
+	if (state->key_output == NULL)
+	{
+		List	   *exprs = list_nth(plan->custom_exprs, LookupParams);
+		Oid		   *types = palloc((state->nparams + 1) * sizeof(Oid));
+
+		foreach(lc, exprs)
+			types[foreach_current_index(lc)] = exprType(lfirst(lc));
+		state->param_output = residency_output_make(state->nparams, types);
+		state->key_output = residency_output_make(state->nkeys, state->key_types);
+		state->param_values = palloc((state->nparams + 1) * sizeof(char *));
+		state->param_context = AllocSetContextCreate(CurrentMemoryContext, "residency lookup parameters",
+													 ALLOCSET_SMALL_SIZES);
+	}
+	MemoryContextReset(state->param_context);
+	MemoryContextSwitchTo(state->param_context);
+	level = residency_output_begin();
+	foreach(lc, state->param_states)
+	{
+		int			i = foreach_current_index(lc);
+		bool		isnull;
+		Datum		value = ExecEvalExprSwitchContext((ExprState *) lfirst(lc), econtext, &isnull);
+
+		state->param_values[i] = isnull ? NULL : residency_output_value(state->param_output, i, value);
+	}
+	residency_output_end(level);
+	MemoryContextSwitchTo(old);
+	state->params_known = true;
+}
+
+/* one key column of the keys asked for, as the text of an array */
+static char *
+array_text(LookupState *state, LookupBatch *batch, const LookupAnswer *answer, int column)
+{
+	StringInfoData buf;
+
+	initStringInfo(&buf);
+	appendStringInfoChar(&buf, '{');
+	for (int i = 0; i < answer->nentries; i++)
+	{
+		char	   *text = residency_output_value(state->key_output, column,
+												  batch->entries[answer->entries[i]].values[column]);
+
+		appendStringInfoString(&buf, i > 0 ? ",\"" : "\"");
+		for (const char *p = text; *p; p++)
+		{
+			if (*p == '"' || *p == '\\')
+				appendStringInfoChar(&buf, '\\');
+			appendStringInfoChar(&buf, *p);
+		}
+		appendStringInfoChar(&buf, '"');
+		pfree(text);
+	}
+	appendStringInfoChar(&buf, '}');
+	return buf.data;
+}
+
+/* queues a question that has its target and keys */
+static void
+send_question(LookupState *state, LookupBatch *batch, LookupAnswer *answer)
+{
+	LookupTarget *target = &state->targets[answer->target];
+	EState	   *before = residency_modify_reading(state->css.ss.ps.state);
+	MemoryContext context = AllocSetContextCreate(CurrentMemoryContext, "residency lookup request",
+												  ALLOCSET_DEFAULT_SIZES);
+	MemoryContext old = MemoryContextSwitchTo(context);
+	const char **values = palloc((state->nkeys + state->nparams) * sizeof(char *));
+	int			level;
+
+	PG_TRY();
+	{
+		bool		again = target->sql != NULL;
+
+		if (!again)
+			target->sql = MemoryContextStrdup(state->css.ss.ps.state->es_query_cxt,
+											  psprintf("%s%s%s", state->sql_head,
+													   quote_qualified_identifier(get_namespace_name(get_rel_namespace(target->partition)),
+																				  get_rel_name(target->partition)),
+													   state->sql_tail));
+		level = residency_output_begin();
+		for (int i = 0; i < state->nkeys; i++)
+			values[i] = array_text(state, batch, answer, i);
+		residency_output_end(level);
+		for (int i = 0; i < state->nparams; i++)
+			values[state->nkeys + i] = state->param_values[i];
+		answer->req = residency_remote_send(residency_remote_region(target->serverid),
+											OidIsValid(state->userid) ? state->userid : GetUserId(),
+											target->sql, state->nkeys + state->nparams, values,
+											again ? REMOTE_NAMED : 0, -1);
+	}
+	PG_FINALLY();
+	{
+		(void) residency_modify_reading(before);
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(old);
+	MemoryContextDelete(context);
+	target->asked = true;
+	state->subid = GetCurrentSubTransactionId();
+}
+
+/*
+ * In PG_CATCH: goes on without the answer if the error only says that the region cannot be
+ * reached.  Nothing of the local transaction is undone: such an error is raised when an
+ * answer is looked at, and leaves nothing half done here.
+ */
+static void
+skip_answer(LookupAnswer *answer, MemoryContext context)
+{
+	ErrorData  *error;
+
+	MemoryContextSwitchTo(context);
+	error = CopyErrorData();
+	if (ERRCODE_TO_CATEGORY(error->sqlerrcode) != ERRCODE_CONNECTION_EXCEPTION)
+		PG_RE_THROW();
+	FlushErrorState();
+	FreeErrorData(error);
+	residency_remote_release(answer->req);
+	answer->req = NULL;
+	answer->skipped = true;
+}
+
+/* sends a question, or passes it over if the region cannot be reached and need not be */
+static void
+send_or_skip(LookupState *state, LookupBatch *batch, LookupAnswer *answer)
+{
+	MemoryContext context = CurrentMemoryContext;
+
+	if (!answer->optional)
+	{
+		send_question(state, batch, answer);
+		return;
+	}
+	PG_TRY();
+	{
+		send_question(state, batch, answer);
+	}
+	PG_CATCH();
+	{
+		skip_answer(answer, context);
+	}
+	PG_END_TRY();
+}
+
+/*
+ * Asks for the keys in the masks: bit t of masks[i] asks target t for entry i.  Other
+ * regions' answers are on their way when the rows stored here are read.
+ */
+static void
+ask(LookupState *state, LookupBatch *batch, const uint64 *masks, bool optional)
+{
+	for (int t = 0; t < state->ntargets; t++)
+	{
+		LookupAnswer *answer;
+		int			n = 0;
+
+		if (t == state->local)
+			continue;
+		for (int i = 0; i < batch->nentries; i++)
+			n += (masks[i] & ASKED(t)) != 0;
+		if (n == 0)
+			continue;
+		answer = residency_batch_answer(batch);
+		answer->target = t;
+		answer->optional = optional;
+		answer->entries = MemoryContextAlloc(batch->context, n * sizeof(int));
+		for (int i = 0; i < batch->nentries; i++)
+		{
+			if (masks[i] & ASKED(t))
+				answer->entries[answer->nentries++] = i;
+		}
+		evaluate_params(state);
+		send_or_skip(state, batch, answer);
+	}
+	residency_remote_flush();
+
+	if (state->local < 0)
+		return;
+	for (int i = 0; i < batch->nentries; i++)
+	{
+		if ((masks[i] & ASKED(state->local)) == 0)
+			continue;
+		state->targets[state->local].asked = true;
+		ResetExprContext(state->css.ss.ps.ps_ExprContext);
+		residency_home_read(state, batch, &batch->entries[i]);
+	}
+}
+
+/* asks for a new batch's keys where the directory says; does not wait */
+void
+residency_batch_ask(LookupState *state, LookupBatch *batch)
+{
+	uint64	   *masks;
+
+	if (batch->nentries == 0)
+		return;
+	masks = palloc0(batch->nentries * sizeof(uint64));
+	for (int i = 0; i < batch->nentries; i++)
+	{
+		LookupEntry *entry = &batch->entries[i];
+		int			target;
+
+		if (i % 1000 == 999)
+			ResetExprContext(state->css.ss.ps.ps_ExprContext);
+		target = residency_home_of(state, entry);
+		if (target < 0)
+			continue;
+		masks[i] = ASKED(target);
+		entry->asked = target == state->local ? ASKED_ALL : ASKED(target);
+		CHECK_FOR_INTERRUPTS();
+	}
+	ask(state, batch, masks, false);
+	pfree(masks);
+}
+
+/* waits for one answer; counts the round trip if that took one */
+static void
+await_answer(LookupState *state, LookupAnswer *answer)
+{
+	uint64		before = residency_remote_counters()->round_trips;
+	MemoryContext context = CurrentMemoryContext;
+
+	if (!residency_remote_answered(answer->req))
+		residency_modify_flush_before_wait(state->css.ss.ps.state);
+	if (answer->optional)
+	{
+		PG_TRY();
+		{
+			answer->res = residency_remote_wait(answer->req);
+		}
+		PG_CATCH();
+		{
+			skip_answer(answer, context);
+		}
+		PG_END_TRY();
+	}
+	else
+		answer->res = residency_remote_wait(answer->req);
+	state->round_trips += residency_remote_counters()->round_trips - before;
+}
+
+/* hands the rows of an answer to their keys */
+static void
+take_answer(LookupState *state, LookupBatch *batch, int number)
+{
+	LookupAnswer *answer = &batch->answers[number];
+	int			ordinal = PQnfields(answer->res) - 2;
+	int			n = PQntuples(answer->res);
+
+	for (int row = 0; row < n; row++)
+	{
+		int			i = atoi(PQgetvalue(answer->res, row, ordinal)) - 1;
+		LookupEntry *entry;
+		LookupRow  *found;
+
+		if (i < 0 || i >= answer->nentries)
+			elog(ERROR, "region answered for key %d of %d", i + 1, answer->nentries);
+		entry = &batch->entries[answer->entries[i]];
+		if (PQgetisnull(answer->res, row, ordinal + 1))
+			continue;
+		if (entry->held >= 0 && entry->held != answer->target)
+			continue;
+		entry->held = answer->target;
+		found = residency_batch_row(batch, entry);
+		found->answer = number;
+		found->row = row;
+	}
+}
+
+/*
+ * A key that the conditions reject is held, too, but does not come back: all that do
+ * not come back as missing are held.
+ */
+static void
+note_held(LookupBatch *batch, const LookupAnswer *answer)
+{
+	int			ordinal = PQnfields(answer->res) - 2;
+	int			n = PQntuples(answer->res);
+	bool	   *missing = palloc0(Max(answer->nentries, 1) * sizeof(bool));
+
+	for (int row = 0; row < n; row++)
+	{
+		if (PQgetisnull(answer->res, row, ordinal + 1))
+			missing[atoi(PQgetvalue(answer->res, row, ordinal)) - 1] = true;
+	}
+	for (int i = 0; i < answer->nentries; i++)
+	{
+		LookupEntry *entry = &batch->entries[answer->entries[i]];
+
+		if (!missing[i] && entry->held < 0)
+			entry->held = answer->target;
+	}
+	pfree(missing);
+}
+
+/* waits for all answers that are not in yet */
+static void
+await_answers(LookupState *state, LookupBatch *batch)
+{
+	for (int i = batch->awaited; i < batch->nanswers; i++)
+	{
+		/* taken away by the end of a subtransaction */
+		if (batch->answers[i].req == NULL && !batch->answers[i].skipped)
+			send_or_skip(state, batch, &batch->answers[i]);
+	}
+	residency_remote_flush();
+	for (; batch->awaited < batch->nanswers; batch->awaited++)
+	{
+		LookupAnswer *answer = &batch->answers[batch->awaited];
+
+		if (!answer->skipped)
+			await_answer(state, answer);
+		if (answer->res == NULL)
+			continue;
+		take_answer(state, batch, batch->awaited);
+		note_held(batch, answer);
+	}
+}
+
+/*
+ * Asks again for keys that no region asked so far holds.  False if there are none.  With
+ * everywhere, all regions are asked that were not; otherwise those are only for keys whose
+ * home is still the one that was asked.
+ */
+static bool
+ask_again(LookupState *state, LookupBatch *batch, bool everywhere)
+{
+	uint64		all = 0;
+	uint64	   *homes = NULL;
+	uint64	   *others = NULL;
+	Snapshot	snapshot = NULL;
+
+	for (int t = 0; t < state->ntargets; t++)
+		all |= ASKED(t);
+	for (int i = 0; i < batch->nentries; i++)
+	{
+		LookupEntry *entry = &batch->entries[i];
+		int			home;
+
+		if (entry->held >= 0 || entry->asked == 0 || entry->asked == ASKED_ALL)
+			continue;
+		if (homes == NULL)
+		{
+			homes = palloc0(batch->nentries * sizeof(uint64));
+			others = palloc0(batch->nentries * sizeof(uint64));
+			snapshot = RegisterSnapshot(GetLatestSnapshot());
+			residency_home_snapshot(state, snapshot);
+		}
+		home = residency_home_of(state, entry);
+		if (home < 0)
+		{
+			/* gone by now */
+			entry->asked = ASKED_ALL;
+			continue;
+		}
+		if (!everywhere && (entry->asked & ASKED(home)) == 0)
+		{
+			homes[i] = ASKED(home);
+			entry->asked |= homes[i];
+			continue;
+		}
+		others[i] = all & ~entry->asked;
+		entry->asked = ASKED_ALL;
+	}
+	if (homes == NULL)
+		return false;
+	ask(state, batch, homes, false);
+	ask(state, batch, others, true);
+	residency_home_snapshot(state, NULL);
+	UnregisterSnapshot(snapshot);
+	pfree(homes);
+	pfree(others);
+	return true;
+}
+
+/* waits until all rows of a batch are known */
+void
+residency_batch_complete(LookupState *state, LookupBatch *batch)
+{
+	if (batch->complete)
+		return;
+	await_answers(state, batch);
+	if (ask_again(state, batch, false))
+	{
+		await_answers(state, batch);
+		if (ask_again(state, batch, true))
+			await_answers(state, batch);
+	}
+	batch->complete = true;
+}
+
+/* takes a node off the list of live ones; may be called again */
+void
+residency_lookup_forget(LookupState *state)
+{
+	if (!state->live)
+		return;
+	dlist_delete(&state->link);
+	state->live = false;
+}
+
+/* the same, when the query's memory goes */
+static void
+forget_node(void *arg)
+{
+	residency_lookup_forget((LookupState *) arg);
+}
+
+/* puts a node on the list of live ones, until it ends or its query's memory goes */
+void
+residency_lookup_live(LookupState *state)
+{
+	dlist_push_tail(&live_nodes, &state->link);
+	state->live = true;
+	state->reset.func = forget_node;
+	state->reset.arg = state;
+	MemoryContextRegisterResetCallback(state->css.ss.ps.state->es_query_cxt, &state->reset);
+}
+
+/* can a query's lookups still send something to a region? */
+bool
+residency_lookup_reads(EState *estate, Oid serverid)
+{
+	dlist_iter	iter;
+
+	dlist_foreach(iter, &live_nodes)
+	{
+		LookupState *state = dlist_container(LookupState, link, iter.cur);
+
+		if (state->css.ss.ps.state != estate)
+			continue;
+		for (int i = 0; i < state->ntargets; i++)
+		{
+			if (state->targets[i].serverid == serverid)
+				return true;
+		}
+	}
+	return false;
+}
+
+/* forgets the requests of a node; with "all" also answers that are in */
+static void
+forget_requests(LookupState *state, bool all)
+{
+	for (int b = 0; b < state->nbatches; b++)
+	{
+		LookupBatch *batch = state->batches[b];
+
+		for (int i = 0; i < batch->nanswers; i++)
+		{
+			LookupAnswer *answer = &batch->answers[i];
+
+			if (answer->res != NULL && !all)
+				continue;
+			if (!all)
+				residency_remote_release(answer->req);
+			answer->req = NULL;
+			answer->res = NULL;
+		}
+	}
+}
+
+/* the transaction has ended, and all requests with it */
+static void
+at_transaction_end(XactEvent event, void *arg)
+{
+	dlist_iter	iter;
+
+	if (event != XACT_EVENT_ABORT && event != XACT_EVENT_COMMIT && event != XACT_EVENT_PREPARE)
+		return;
+	dlist_foreach(iter, &live_nodes)
+		forget_requests(dlist_container(LookupState, link, iter.cur), true);
+}
+
+/* a subtransaction has ended: what it sent is gone, or belongs to its parent now */
+static void
+at_subtransaction_end(SubXactEvent event, SubTransactionId subid, SubTransactionId parent, void *arg)
+{
+	dlist_iter	iter;
+
+	if (event != SUBXACT_EVENT_ABORT_SUB && event != SUBXACT_EVENT_COMMIT_SUB)
+		return;
+	dlist_foreach(iter, &live_nodes)
+	{
+		LookupState *state = dlist_container(LookupState, link, iter.cur);
+
+		if (state->subid != subid)
+			continue;
+		if (event == SUBXACT_EVENT_ABORT_SUB)
+			forget_requests(state, false);
+		else
+			state->subid = parent;
+	}
+}
+
+/* registers what must be told about transactions; after residency_commit_init */
+void
+residency_lookup_send_init(void)
+{
+	RegisterXactCallback(at_transaction_end, NULL);
+	RegisterSubXactCallback(at_subtransaction_end, NULL);
+}
