@@ -194,9 +194,7 @@ await_prepare(RemoteRegion *region)
 {
 	RemoteRequest *req = region->decision;
 
-	residency_wait_until_answered(req);
-	if (region->failed_level > 0)
-		residency_error_throw(region);
+	residency_wait_unless_failed(req);
 	if (req->failed || req->result == NULL ||
 		strcmp(PQcmdStatus(req->result), "PREPARE TRANSACTION") != 0)
 		ereport(ERROR,
@@ -373,6 +371,8 @@ abort_everywhere(void)
 			snprintf(sql, sizeof(sql), "ROLLBACK PREPARED '%s'", region->gid);
 			residency_pipeline_quiet(region, sql);
 			residency_pipeline_sync(region);
+			if (region->cancel_socket != PGINVALID_SOCKET)
+				strlcpy(region->cancelled_gid, region->gid, sizeof(region->cancelled_gid));
 		}
 		forget_commit(region);
 	}

@@ -168,8 +168,12 @@ residency_commit_queue_participate(RemoteRegion *region, uint64 xid,
 						   "$6::pg_catalog.xid8[])",
 						   lengthof(values), values, REMOTE_NAMED, -1);
 	if (region->admin)
-		residency_pipeline_control(region, psprintf("SET LOCAL ROLE %s",
-													quote_identifier(psprintf("residency_%s", self->region))));
+	{
+		char	   *role = residency_role_at(region->serverid);
+
+		if (role != NULL)
+			residency_pipeline_control(region, psprintf("SET LOCAL ROLE %s", quote_identifier(role)));
+	}
 }
 
 /* only gateways, and superusers during administration, may touch traces */

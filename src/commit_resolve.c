@@ -81,9 +81,10 @@ origin_is_running(uint64 xid)
 	FullTransactionId full = FullTransactionIdFromU64(xid);
 	FullTransactionId next = ReadNextFullTransactionId();
 
+	/* not assigned now: the server crashed before anything of that transaction was on disk */
+	if (!FullTransactionIdPrecedes(full, next))
+		return false;
 	/* of another epoch: over for so long that its xid may belong to somebody else */
-	if (FullTransactionIdPrecedes(next, full))
-		return true;			/* cannot be: leave it alone */
 	if (U64FromFullTransactionId(next) - xid > (uint64) PG_INT32_MAX)
 		return false;
 	return TransactionIdIsInProgress(XidFromFullTransactionId(full));

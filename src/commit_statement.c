@@ -154,8 +154,9 @@ leave_by_error(int locks)
 static bool
 is_statement(QueryDesc *queryDesc)
 {
-	return nest_level == 0 && queryDesc->dest->mydest != DestSPI &&
-		queryDesc->dest->mydest != DestNone;
+	/* a cursor that is held beyond COMMIT has no destination when it is finished */
+	return nest_level == 0 && queryDesc->dest != NULL &&
+		queryDesc->dest->mydest != DestSPI && queryDesc->dest->mydest != DestNone;
 }
 
 /* the plan is ready: a statement starts, and its scans are grouped (fdw_start.c) */

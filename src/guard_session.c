@@ -85,6 +85,7 @@ residency_hello(PG_FUNCTION_ARGS)
 	bool		admin = PG_GETARG_BOOL(4);
 	const ResidencySelf *self = residency_self();
 	char	   *login = GetUserNameFromId(GetSessionUserId(), false);
+	const char *role;
 
 	if (self == NULL || strcmp(self->region, region) != 0 || self->deployment != deployment)
 		ereport(ERROR,
@@ -100,7 +101,8 @@ residency_hello(PG_FUNCTION_ARGS)
 				 errmsg("extension residency is version %s at gateway \"%s\" and %s in region \"%s\"",
 						version, gateway, RESIDENCY_VERSION, self->region),
 				 errhint("Install the same version in all regions.")));
-	if (admin ? !superuser() : strcmp(login, psprintf("residency_%s", gateway)) != 0)
+	role = residency_gateway_role(gateway);
+	if (admin ? !superuser() : role == NULL || strcmp(login, role) != 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 				 errmsg("role \"%s\" may not act for gateway \"%s\"", login, gateway)));

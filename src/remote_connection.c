@@ -250,6 +250,8 @@ close_at_exit(int code, Datum arg)
 {
 	dlist_iter	iter;
 
+	dlist_foreach(iter, &residency_remote.regions)
+		residency_transaction_after_cancel(dlist_container(RemoteRegion, node, iter.cur));
 	residency_wait_idle(EXIT_LINGER_MS);
 	dlist_foreach(iter, &residency_remote.regions)
 	{

@@ -130,6 +130,7 @@ struct RemoteRegion
 
 	/* commit protocol, see commit_protocol.c */
 	char		gid[200];		/* "" unless PREPARE was sent */
+	char		cancelled_gid[200];	/* part whose ROLLBACK PREPARED a cancel request may have hit */
 	RemoteRequest *decision;	/* answer to COMMIT, PREPARE or COMMIT PREPARED that is awaited */
 	RemoteRequest *apply;		/* COMMIT PREPARED, made in PRE_COMMIT, in no list yet */
 	RemoteRequest *spare_sync;	/* the sync behind it, made there too */
@@ -162,6 +163,7 @@ extern void residency_remote_ignore_notice(void *arg, const PGresult *res);
 /* remote_cancel.c */
 extern void residency_cancel_start(RemoteRegion *region);
 extern void residency_cancel_finish(RemoteRegion *region);
+extern void residency_transaction_after_cancel(RemoteRegion *region);
 
 /* remote_pipeline.c */
 extern RemoteRequest *residency_pipeline_add(RemoteRegion *region, RemoteKind kind, const char *sql,
@@ -184,6 +186,7 @@ extern RemoteRequest *residency_pipeline_make(RemoteRegion *region, RemoteKind k
 
 /* remote_wait.c */
 extern void residency_wait_until_answered(RemoteRequest *req);
+extern void residency_wait_unless_failed(RemoteRequest *req);
 extern void residency_wait_room(RemoteRegion *region, Size limit);
 extern void residency_wait_bounded(int timeout_ms);
 extern void residency_wait_idle(int timeout_ms);

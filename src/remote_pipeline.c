@@ -174,6 +174,10 @@ push_request(RemoteRegion *region, RemoteRequest *req)
 	else
 		(void) PQsendQueryParams(region->conn, req->sql, req->nparams, NULL, req->values,
 								 NULL, NULL, 0);
+	/* without this the home keeps the key to cancel with until the flight has ended, and
+	 * what waits there for a lock could not be cancelled */
+	if (req->kind == REMOTE_KIND_HELLO)
+		(void) PQsendFlushRequest(region->conn);
 	if (region->proved)
 	{
 		/* no second sending: the payload has served */
@@ -450,7 +454,10 @@ residency_pipeline_lost(RemoteRegion *region)
 								   "the connection was lost", NULL);
 }
 
-/* errors of entries at this nest level or deeper concern nobody any more */
+/*
+ * Errors of entries at this nest level or deeper concern nobody any more.  A Parse among
+ * them may still be skipped behind an error, so its name is not used again.
+ */
 void
 residency_pipeline_abandon(RemoteRegion *region, int level)
 {
@@ -464,7 +471,11 @@ residency_pipeline_abandon(RemoteRegion *region, int level)
 			RemoteRequest *req = dlist_container(RemoteRequest, node, iter.cur);
 
 			if (req->level >= level && req->transaction == region->transaction)
+			{
 				req->abandoned = true;
+				if (req->kind == REMOTE_KIND_PARSE)
+					forget_statement(region, req->statement);
+			}
 		}
 	}
 }

@@ -195,6 +195,32 @@ residency_transaction_hello(RemoteRegion *region)
 }
 
 /*
+ * If a cancel request is on its way, waits until it has been acted on, and then repeats
+ * the rollback: the request may have hit that instead of the statement before it.
+ */
+void
+residency_transaction_after_cancel(RemoteRegion *region)
+{
+	char		sql[300];
+
+	if (region->cancel_socket == PGINVALID_SOCKET)
+		return;
+	residency_cancel_finish(region);
+	if (region->state == REMOTE_OPEN)
+	{
+		residency_pipeline_quiet(region, "ROLLBACK");
+		residency_pipeline_sync(region);
+		if (region->cancelled_gid[0] != '\0')
+		{
+			snprintf(sql, sizeof(sql), "ROLLBACK PREPARED '%s'", region->cancelled_gid);
+			residency_pipeline_quiet(region, sql);
+			residency_pipeline_sync(region);
+		}
+	}
+	region->cancelled_gid[0] = '\0';
+}
+
+/*
  * Closes a connection that no transaction should be started on: its server's options
  * changed, or it was closed by the other side while it was idle.  What is found out
  * later is dealt with in residency_pipeline_lost.
@@ -202,8 +228,7 @@ residency_transaction_hello(RemoteRegion *region)
 static void
 drop_unusable_connection(RemoteRegion *region)
 {
-	if (region->cancel_socket != PGINVALID_SOCKET)
-		residency_cancel_finish(region);
+	residency_transaction_after_cancel(region);
 	if (region->state == REMOTE_OPEN && !region->stale)
 	{
 		(void) PQconsumeInput(region->conn);
@@ -373,7 +398,10 @@ residency_transaction_abort_level(RemoteRegion *region, int level)
 	if (region->level < level)
 		return;
 	residency_pipeline_abandon(region, whole ? 0 : level);
-	if (region->state == REMOTE_OPEN && residency_remote.waiting && !dlist_is_empty(&region->sent))
+	/* without a key the connection would be closed, and a PREPARE that is on its way would
+	 * leave a prepared transaction behind: then the rollback just waits its turn */
+	if (region->state == REMOTE_OPEN && residency_remote.waiting && !dlist_is_empty(&region->sent) &&
+		!(region->ending && region->cancel_key == 0))
 		residency_cancel_start(region);
 	if (whole && region->state == REMOTE_CONNECTING)
 	{

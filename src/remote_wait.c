@@ -132,6 +132,48 @@ residency_remote_flush(void)
 }
 
 /*
+ * Throws the error of a region whose transaction has failed, if there is one.  Who is
+ * going to fail must not wait for the other regions first: their answers may wait
+ * for locks that this transaction holds, and others for theirs.
+ */
+static void
+throw_failure(void)
+{
+	dlist_iter	iter;
+
+	dlist_foreach(iter, &residency_remote.regions)
+	{
+		RemoteRegion *region = dlist_container(RemoteRegion, node, iter.cur);
+
+		if (region->level > 0 && region->failed_level > 0)
+			residency_error_throw(region);
+	}
+}
+
+/* the same as residency_wait_until_answered, but throws as soon as any region failed */
+void
+residency_wait_unless_failed(RemoteRequest *req)
+{
+	bool		blocked = false;
+	long		timeout;
+
+	residency_remote_flush();
+	residency_remote.waiting = true;
+	for (;;)
+	{
+		timeout = advance_all();
+		throw_failure();
+		if (req->answered)
+			break;
+		blocked = true;
+		wait_once(timeout);
+	}
+	residency_remote.waiting = false;
+	if (blocked)
+		residency_remote.counters.round_trips++;
+}
+
+/*
  * Waits until the request is answered, whatever the answer; throws on interrupts
  * only.  Leaves "waiting" set when it is left by an error, which tells the abort
  * callbacks that statements may still be running there.
@@ -158,7 +200,7 @@ residency_wait_until_answered(RemoteRequest *req)
 }
 
 /* waits until less than limit bytes are on their way to the region; 0: until all
- * deferred requests are answered */
+ * deferred requests are answered, or one of them has failed in any region */
 void
 residency_wait_room(RemoteRegion *region, Size limit)
 {
@@ -170,6 +212,8 @@ residency_wait_room(RemoteRegion *region, Size limit)
 	for (;;)
 	{
 		timeout = advance_all();
+		if (limit == 0)
+			throw_failure();
 		if (limit > 0 ? region->inflight < limit : region->deferred == 0)
 			break;
 		blocked = true;
