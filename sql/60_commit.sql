@@ -41,7 +41,7 @@ IS 'gids of the prepared transactions in this database that belong to the role t
 
 CREATE FUNCTION residency.resolve(OUT region pg_catalog.text, OUT gid pg_catalog.text, OUT action pg_catalog.text)
 RETURNS SETOF pg_catalog.record
-AS 'MODULE_PATHNAME', 'residency_resolve' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+AS 'MODULE_PATHNAME', 'residency_resolve' LANGUAGE C CALLED ON NULL INPUT VOLATILE PARALLEL UNSAFE;
 COMMENT ON FUNCTION residency.resolve()
 IS 'finishes what a crash left of this region''s distributed transactions in all other regions';
 REVOKE ALL ON FUNCTION residency.resolve() FROM PUBLIC;
