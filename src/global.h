@@ -4,6 +4,7 @@
  *
  * global_capture.c	triggers that note what a transaction did to global tables
  * global_notes.c	the notes: one per key, in order, undone with their subtransaction
+ * global_note_tables.c	the tables they belong to
  * global_send.c	reads each noted row once and sends it to all regions
  * global_text.c	rows, keys and versions as text, the same in every region
  * global_apply.c	residency.apply(): takes what another gateway sent

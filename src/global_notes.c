@@ -67,8 +67,8 @@ int			residency_notes_dirty = 0;
 Size		residency_notes_bytes = 0;
 
 static dlist_head deep_notes = DLIST_STATIC_INIT(deep_notes);
-static dlist_head note_tables = DLIST_STATIC_INIT(note_tables);
-static MemoryContext note_context = NULL;
+MemoryContext residency_note_context = NULL;
+
 static List *home_names = NIL;	/* char *, interned */
 
 /* True if two notes of one table have the same key, as its unique index sees it. */
@@ -108,181 +108,18 @@ reset_notes(void)
 {
 	dlist_init(&residency_notes);
 	dlist_init(&deep_notes);
-	dlist_init(&note_tables);
+	residency_note_tables_reset();
 	residency_notes_dirty = 0;
 	residency_notes_bytes = 0;
-	note_context = NULL;
+	residency_note_context = NULL;
 	home_names = NIL;
 }
 
-/* Fills in how the keys of the table are compared, from its primary key's index. */
-static void
-load_key_functions(NoteTable *table, Relation rel)
+/* An empty hash of a table's notes, which lives as long as the context. */
+struct notehash_hash *
+residency_note_hash_make(MemoryContext context)
 {
-	Relation	index = index_open(table->index, AccessShareLock);
-	TupleDesc	desc = RelationGetDescr(rel);
-
-	table->nkeys = IndexRelationGetNumberOfKeyAttributes(index);
-	for (int k = 0; k < table->nkeys; k++)
-	{
-		AttrNumber	attno = index->rd_index->indkey.values[k];
-		Form_pg_attribute attr = TupleDescAttr(desc, attno - 1);
-		Oid			type = index->rd_opcintype[k];
-		Oid			equal = get_opfamily_member(index->rd_opfamily[k], type, type,
-												BTEqualStrategyNumber);
-		RegProcedure hash;
-		RegProcedure right_hash;
-
-		if (!OidIsValid(equal))
-			elog(ERROR, "no equality operator for key column %d of index %u",
-				 k + 1, table->index);
-		table->keys[k] = attno;
-		table->key_types[k] = attr->atttypid;
-		table->collations[k] = index->rd_indcollation[k];
-		table->lens[k] = attr->attlen;
-		table->byvals[k] = attr->attbyval;
-		fmgr_info_cxt(get_opcode(equal), &table->equals[k], note_context);
-		table->hashes[k].fn_oid = InvalidOid;
-		if (get_op_hash_functions(equal, &hash, &right_hash))
-			fmgr_info_cxt(hash, &table->hashes[k], note_context);
-	}
-	index_close(index, AccessShareLock);
-}
-
-/* Makes the entry of a table that this transaction writes for the first time. */
-static NoteTable *
-make_table(Relation rel)
-{
-	const TableRule *rule = residency_table_rule(RelationGetRelid(rel));
-	Oid			index = RelationGetPrimaryKeyIndex(rel);
-	NoteTable  *table;
-	MemoryContext old;
-	Oid			function;
-	bool		varlena;
-
-	if (rule == NULL || rule->kind != RESIDENCY_GLOBAL)
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("table \"%s\" is not a global table",
-						RelationGetRelationName(rel)),
-				 errdetail("It has the trigger that captures changes of global tables."),
-				 errhint("Call residency.make_global() for it.")));
-	if (!OidIsValid(index))
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("global table \"%s\" has no primary key that is checked at once",
-						RelationGetRelationName(rel)),
-				 errhint("Add a primary key that is not deferrable in all regions, with residency.run_everywhere().")));
-
-	if (note_context == NULL)
-		note_context = AllocSetContextCreate(TopTransactionContext,
-											 "residency notes", ALLOCSET_DEFAULT_SIZES);
-	old = MemoryContextSwitchTo(note_context);
-	table = palloc0(sizeof(NoteTable));
-	table->relid = RelationGetRelid(rel);
-	table->index = index;
-	table->region_attno = rule->region_attno;
-	table->is_directory = rule->is_directory;
-	table->desc = CreateTupleDescCopyConstr(RelationGetDescr(rel));
-	getTypeOutputInfo(TupleDescAttr(table->desc, table->region_attno - 1)->atttypid,
-					  &function, &varlena);
-	fmgr_info(function, &table->region_out);
-	load_key_functions(table, rel);
-	table->probe = palloc0(offsetof(Note, key) + sizeof(Datum) * table->nkeys);
-	table->probe->table = table;
-	table->hash = notehash_create(note_context, 64, NULL);
-	MemoryContextSwitchTo(old);
-
-	/* nothing can fail from here on, so a half-made entry is never seen */
-	dlist_push_tail(&note_tables, &table->node);
-	return table;
-}
-
-/*
- * Turns the old rows that are kept into hashes while their columns are still known:
- * the table's definition has changed in the transaction.
- */
-static void
-hash_old_rows(NoteTable *table)
-{
-	GlobalText *text = residency_text_make(table->desc, table->nkeys, table->keys);
-	Datum	   *values = palloc(sizeof(Datum) * table->desc->natts);
-	bool	   *nulls = palloc(sizeof(bool) * table->desc->natts);
-	int			level = residency_text_begin();
-	dlist_iter	iter;
-
-	dlist_foreach(iter, &residency_notes)
-	{
-		Note	   *note = dlist_container(Note, node, iter.cur);
-
-		if (note->table != table || note->kind != NOTE_ROW || note->base != BASE_TUPLE)
-			continue;
-		heap_deform_tuple(note->old, table->desc, values, nulls);
-		residency_note_version(note, residency_text_version(text, values, nulls));
-	}
-	residency_text_end(level);
-	pfree(values);
-	pfree(nulls);
-}
-
-/*
- * Brings the entry of a table up to date after DDL on it in this transaction.
- * New key columns cannot be matched with the keys already noted.
- */
-static void
-refresh_table(NoteTable *table, Relation rel)
-{
-	const TableRule *rule = residency_table_rule(RelationGetRelid(rel));
-	Oid			index = RelationGetPrimaryKeyIndex(rel);
-	bool		same = rule != NULL && index == table->index;
-	MemoryContext old;
-
-	table->stale = false;
-	if (same && equalTupleDescs(table->desc, RelationGetDescr(rel)) &&
-		rule->region_attno == table->region_attno)
-	{
-		table->is_directory = rule->is_directory;
-		return;
-	}
-	for (int k = 0; same && k < table->nkeys; k++)
-		if (TupleDescAttr(RelationGetDescr(rel), table->keys[k] - 1)->atttypid !=
-			table->key_types[k])
-			same = false;
-	if (!same)
-		ereport(ERROR,
-				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-				 errmsg("cannot change the primary key of global table \"%s\" in a transaction that has written it",
-						RelationGetRelationName(rel)),
-				 errhint("Commit first, and change the table with residency.run_everywhere().")));
-	hash_old_rows(table);
-	old = MemoryContextSwitchTo(note_context);
-	table->desc = CreateTupleDescCopyConstr(RelationGetDescr(rel));
-	MemoryContextSwitchTo(old);
-	table->region_attno = rule->region_attno;
-	table->is_directory = rule->is_directory;
-}
-
-/*
- * The entry of a global table in the current transaction, made at its first use.
- * Throws if the table is not declared global or has no usable primary key.
- */
-NoteTable *
-residency_note_table(Relation rel)
-{
-	NoteTable  *table;
-	dlist_iter	iter;
-
-	dlist_foreach(iter, &note_tables)
-	{
-		table = dlist_container(NoteTable, node, iter.cur);
-		if (table->relid == RelationGetRelid(rel))
-		{
-			if (table->stale)
-				refresh_table(table, rel);
-			return table;
-		}
-	}
-	return make_table(rel);
+	return notehash_create(context, 64, NULL);
 }
 
 /* Marks a note for sending. */
@@ -342,7 +179,7 @@ residency_note_row(NoteTable *table, const Datum *key, bool *found)
 	if (slot)
 		return slot->note;
 
-	old = MemoryContextSwitchTo(note_context);
+	old = MemoryContextSwitchTo(residency_note_context);
 	note = palloc0(size);
 	note->table = table;
 	note->kind = NOTE_ROW;
@@ -388,7 +225,7 @@ residency_note_base(Note *note, HeapTuple old, bool ours)
 
 		if (note->base == BASE_TUPLE || note->base == BASE_VERSION)
 			return;
-		context = MemoryContextSwitchTo(note_context);
+		context = MemoryContextSwitchTo(residency_note_context);
 		note->old = heap_copytuple(old);
 		MemoryContextSwitchTo(context);
 		note->base = BASE_TUPLE;
@@ -425,7 +262,7 @@ void
 residency_note_move(NoteTable *table, Note *from, Note *to, bool to_was_noted,
 					bool pretransaction)
 {
-	MemoryContext old = MemoryContextSwitchTo(note_context);
+	MemoryContext old = MemoryContextSwitchTo(residency_note_context);
 	Note	   *move = palloc0(sizeof(Note));
 	dlist_node *before = NULL;
 	dlist_iter	iter;
@@ -577,7 +414,7 @@ residency_note_home(NoteTable *table, Datum value)
 	foreach(lc, home_names)
 		if (strcmp(lfirst(lc), name) == 0)
 			return lfirst(lc);
-	old = MemoryContextSwitchTo(note_context);
+	old = MemoryContextSwitchTo(residency_note_context);
 	name = pstrdup(name);
 	home_names = lappend(home_names, name);
 	MemoryContextSwitchTo(old);
@@ -641,27 +478,12 @@ static void
 subtransaction_ended(SubXactEvent event, SubTransactionId mine,
 					 SubTransactionId parent, void *arg)
 {
-	if (note_context == NULL)
+	if (residency_note_context == NULL)
 		return;
 	if (event == SUBXACT_EVENT_ABORT_SUB)
 		undo_level(GetCurrentTransactionNestLevel());
 	else if (event == SUBXACT_EVENT_COMMIT_SUB)
 		merge_level(GetCurrentTransactionNestLevel());
-}
-
-/* A relation changed; InvalidOid means any.  May run anywhere, so it only marks. */
-static void
-relation_changed(Datum arg, Oid relid)
-{
-	dlist_iter	iter;
-
-	dlist_foreach(iter, &note_tables)
-	{
-		NoteTable  *table = dlist_container(NoteTable, node, iter.cur);
-
-		if (relid == InvalidOid || relid == table->relid)
-			table->stale = true;
-	}
 }
 
 /* Called once per backend from _PG_init. */
@@ -670,5 +492,5 @@ residency_notes_init(void)
 {
 	RegisterXactCallback(transaction_ended, NULL);
 	RegisterSubXactCallback(subtransaction_ended, NULL);
-	CacheRegisterRelcacheCallback(relation_changed, (Datum) 0);
+	residency_note_tables_init();
 }
