@@ -130,7 +130,8 @@ residency_connection_start(RemoteRegion *region)
 	residency_remote.wait_set_stale = true;
 	region->state = REMOTE_CONNECTING;
 	region->poll = PGRES_POLLING_WRITING;
-	region->connect_deadline = TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
+	region->last_look = GetCurrentTimestamp();
+	region->connect_deadline = TimestampTzPlusMilliseconds(region->last_look,
 														   residency_connect_timeout);
 	region->fresh = true;
 	region->greeted = false;

@@ -95,7 +95,8 @@ struct RemoteRegion
 	RemoteState state;
 	PGconn	   *conn;
 	PostgresPollingStatusType poll; /* CONNECTING: what to wait for */
-	TimestampTz connect_deadline;
+	TimestampTz connect_deadline;	/* CONNECTING; moved on while nobody waits */
+	TimestampTz last_look;		/* CONNECTING: when the wait loop last looked at it */
 	bool		stale;			/* server or mapping changed: replace before the next transaction */
 	bool		fresh;			/* nothing has been answered on it yet */
 	bool		greeted;		/* hello is in the pipeline or answered */

@@ -16,6 +16,9 @@
 #include "storage/pmsignal.h"
 #include "utils/memutils.h"
 
+/* longer between two looks at a connection that is being made: nobody was waiting */
+#define BUSY_MS 1000
+
 /* puts the latch and the connections into a new wait event set */
 static void
 rebuild_wait_set(void)
@@ -56,6 +59,7 @@ wait_once(long timeout)
 {
 	WaitEvent	events[RESIDENCY_MAX_REGIONS];
 	dlist_iter	iter;
+	TimestampTz now;
 	int			n;
 
 	if (residency_remote.wait_set == NULL || residency_remote.wait_set_stale)
@@ -71,6 +75,9 @@ wait_once(long timeout)
 
 	n = WaitEventSetWait(residency_remote.wait_set, timeout, events, lengthof(events),
 						 PG_WAIT_EXTENSION);
+	now = GetCurrentTimestamp();
+	dlist_foreach(iter, &residency_remote.regions)
+		dlist_container(RemoteRegion, node, iter.cur)->last_look = now;
 	for (int i = 0; i < n; i++)
 	{
 		RemoteRegion *region = events[i].user_data;
@@ -100,8 +107,14 @@ advance_all(void)
 
 		if (region->state == REMOTE_CONNECTING)
 		{
-			long		left = TimestampDifferenceMilliseconds(GetCurrentTimestamp(),
-															   region->connect_deadline);
+			TimestampTz now = GetCurrentTimestamp();
+			long		left;
+
+			/* the statement was busy here: that is not the region's fault */
+			if (TimestampDifferenceMilliseconds(region->last_look, now) > BUSY_MS)
+				region->connect_deadline += now - region->last_look;
+			region->last_look = now;
+			left = TimestampDifferenceMilliseconds(now, region->connect_deadline);
 
 			if (left <= 0)
 				residency_connection_poll(region);
