@@ -256,6 +256,7 @@ pre_commit(void)
 
 		if (region->level == 0)
 			continue;
+		residency_transaction_settle(region);
 		if (region->failed_level > 0)
 			residency_error_throw(region);
 		if (region->wrote)

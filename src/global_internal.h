@@ -163,13 +163,10 @@ extern Size residency_notes_bytes;	/* about what they use */
 extern MemoryContext residency_note_context;	/* of all notes; NULL while there are none */
 extern struct notehash_hash *residency_note_hash_make(MemoryContext context);
 
-/* ---- global_note_tables.c ---- */
-
+/* global_note_tables.c */
 extern NoteTable *residency_note_table(Relation rel);
 extern void residency_note_tables_reset(void);
 extern void residency_note_tables_init(void);
-
-/* ---- global_notes.c, the notes themselves ---- */
 
 extern Note *residency_note_row(NoteTable *table, const Datum *key, bool *found);
 extern void residency_note_touch(Note *note);

@@ -124,6 +124,7 @@ struct RemoteRegion
 	bool		wrote;			/* takes part in the commit */
 	bool		resident;		/* wrote a resident table since the home constraint was checked */
 	bool		immediate;		/* the home constraint is set IMMEDIATE there */
+	int			rollback_to;	/* savepoint whose rollback waits for a cancel request, 0 none */
 	bool		role_known;
 	Oid			role;			/* role set there, InvalidOid: the gateway's own */
 	int			failed_level;	/* level whose failure makes the remote transaction useless, 0 none */
@@ -210,6 +211,7 @@ extern RemoteRequest *residency_transaction_hello(RemoteRegion *region);
 extern void residency_transaction_reset(RemoteRegion *region);
 extern void residency_transaction_produce(RemoteRegion *region);
 extern void residency_transaction_abort_level(RemoteRegion *region, int level);
+extern void residency_transaction_settle(RemoteRegion *region);
 extern void residency_transaction_commit_level(RemoteRegion *region, int level);
 
 #endif							/* RESIDENCY_REMOTE_INTERNAL_H */

@@ -346,6 +346,9 @@ residency_remote_send(RemoteRegion *region, Oid userid, const char *sql, int npa
 		if (region->failed_level > 0)
 			residency_error_throw(region);
 	}
+	residency_transaction_settle(region);
+	if (region->failed_level > 0)
+		residency_error_throw(region);
 	residency_transaction_begin(region, userid, flags);
 	if (flags & REMOTE_WRITES)
 		region->wrote = true;
@@ -369,6 +372,7 @@ residency_remote_wait_deferred(void)
 	{
 		RemoteRegion *region = dlist_container(RemoteRegion, node, iter.cur);
 
+		residency_transaction_settle(region);
 		if (region->deferred > 0)
 			residency_wait_room(region, 0);
 		if (region->level > 0 && region->failed_level > 0)
@@ -381,9 +385,47 @@ void
 residency_transaction_reset(RemoteRegion *region)
 {
 	region->level = 0;
+	region->rollback_to = 0;
 	region->wrote = region->resident = region->immediate = false;
 	region->ending = false;
 	residency_error_clear(region);
+}
+
+/* queues the rollback of a savepoint, which then is no more */
+static void
+rollback_to(RemoteRegion *region, int level)
+{
+	char		sql[64];
+
+	snprintf(sql, sizeof(sql), "ROLLBACK TO SAVEPOINT s%d", level);
+	residency_pipeline_quiet(region, sql);
+	residency_pipeline_sync(region);
+	snprintf(sql, sizeof(sql), "RELEASE SAVEPOINT s%d", level);
+	residency_pipeline_quiet(region, sql);
+}
+
+/*
+ * Does what an aborted subtransaction put off, because a cancel request was on its way
+ * that could have hit the rollback: waits for that request, then rolls back.
+ */
+void
+residency_transaction_settle(RemoteRegion *region)
+{
+	int			level = region->rollback_to;
+
+	if (level == 0)
+		return;
+	residency_cancel_finish(region);
+	region->rollback_to = 0;
+	if (region->state == REMOTE_OPEN)
+	{
+		residency_pipeline_sync(region);
+		rollback_to(region, level);
+		residency_pipeline_sync(region);
+	}
+	else
+		residency_error_store_text(region, region->base, ERRCODE_CONNECTION_FAILURE,
+								   "the connection was lost", NULL);
 }
 
 /*
@@ -401,6 +443,7 @@ residency_transaction_abort_level(RemoteRegion *region, int level)
 	/* without a key the connection would be closed, and a PREPARE that is on its way would
 	 * leave a prepared transaction behind: then the rollback just waits its turn */
 	if (region->state == REMOTE_OPEN && residency_remote.waiting && !dlist_is_empty(&region->sent) &&
+		region->failed_level == 0 &&	/* else nothing runs there any more */
 		!(region->ending && region->cancel_key == 0))
 		residency_cancel_start(region);
 	if (whole && region->state == REMOTE_CONNECTING)
@@ -416,19 +459,13 @@ residency_transaction_abort_level(RemoteRegion *region, int level)
 		residency_error_clear(region);
 	if (region->state != REMOTE_CLOSED)
 	{
-		char		sql[64];
-
 		residency_pipeline_sync(region);	/* the rollback must be first in its flight */
 		if (whole)
 			residency_pipeline_quiet(region, "ROLLBACK");
+		else if (region->cancel_socket != PGINVALID_SOCKET)
+			region->rollback_to = level;	/* covers a deeper one; not before the request has been acted on */
 		else
-		{
-			snprintf(sql, sizeof(sql), "ROLLBACK TO SAVEPOINT s%d", level);
-			residency_pipeline_quiet(region, sql);
-			residency_pipeline_sync(region);
-			snprintf(sql, sizeof(sql), "RELEASE SAVEPOINT s%d", level);
-			residency_pipeline_quiet(region, sql);
-		}
+			rollback_to(region, level);
 		residency_pipeline_sync(region);
 	}
 	region->level = level - 1;

@@ -163,9 +163,37 @@ throw_failure(void)
 	}
 }
 
-/* the same as residency_wait_until_answered, but throws as soon as any region failed */
-void
-residency_wait_unless_failed(RemoteRequest *req)
+/* what the wait loop waits for */
+typedef bool (*WaitDone) (RemoteRegion *region, RemoteRequest *req, Size limit);
+
+/* the request is answered */
+static bool
+is_answered(RemoteRegion *region, RemoteRequest *req, Size limit)
+{
+	return req->answered;
+}
+
+/* less than limit bytes are on their way to the region */
+static bool
+has_room(RemoteRegion *region, RemoteRequest *req, Size limit)
+{
+	return region->inflight < limit;
+}
+
+/* no deferred request of the region is unanswered */
+static bool
+has_no_deferred(RemoteRegion *region, RemoteRequest *req, Size limit)
+{
+	return region->deferred == 0;
+}
+
+/*
+ * The wait loop.  Throws on interrupts, and with unless_failed as soon as any region
+ * failed.  Leaves "waiting" set when it is left by an error, which tells the abort
+ * callbacks that statements may still be running there.
+ */
+static void
+wait_for(WaitDone done, RemoteRegion *region, RemoteRequest *req, Size limit, bool unless_failed)
 {
 	bool		blocked = false;
 	long		timeout;
@@ -175,8 +203,9 @@ residency_wait_unless_failed(RemoteRequest *req)
 	for (;;)
 	{
 		timeout = advance_all();
-		throw_failure();
-		if (req->answered)
+		if (unless_failed)
+			throw_failure();
+		if (done(region, req, limit))
 			break;
 		blocked = true;
 		wait_once(timeout);
@@ -186,30 +215,18 @@ residency_wait_unless_failed(RemoteRequest *req)
 		residency_remote.counters.round_trips++;
 }
 
-/*
- * Waits until the request is answered, whatever the answer; throws on interrupts
- * only.  Leaves "waiting" set when it is left by an error, which tells the abort
- * callbacks that statements may still be running there.
- */
+/* waits until the request is answered, whatever the answer; throws on interrupts only */
 void
 residency_wait_until_answered(RemoteRequest *req)
 {
-	bool		blocked = false;
-	long		timeout;
+	wait_for(is_answered, req->region, req, 0, false);
+}
 
-	residency_remote_flush();
-	residency_remote.waiting = true;
-	for (;;)
-	{
-		timeout = advance_all();
-		if (req->answered)
-			break;
-		blocked = true;
-		wait_once(timeout);
-	}
-	residency_remote.waiting = false;
-	if (blocked)
-		residency_remote.counters.round_trips++;
+/* the same, but throws as soon as any region failed */
+void
+residency_wait_unless_failed(RemoteRequest *req)
+{
+	wait_for(is_answered, req->region, req, 0, true);
 }
 
 /* waits until less than limit bytes are on their way to the region; 0: until all
@@ -217,24 +234,10 @@ residency_wait_until_answered(RemoteRequest *req)
 void
 residency_wait_room(RemoteRegion *region, Size limit)
 {
-	bool		blocked = false;
-	long		timeout;
-
-	residency_remote_flush();
-	residency_remote.waiting = true;
-	for (;;)
-	{
-		timeout = advance_all();
-		if (limit == 0)
-			throw_failure();
-		if (limit > 0 ? region->inflight < limit : region->deferred == 0)
-			break;
-		blocked = true;
-		wait_once(timeout);
-	}
-	residency_remote.waiting = false;
-	if (blocked)
-		residency_remote.counters.round_trips++;
+	if (limit > 0)
+		wait_for(has_room, region, NULL, limit, false);
+	else
+		wait_for(has_no_deferred, region, NULL, 0, true);
 }
 
 /* true while an answer that "all" asks for is missing: all answers, or the decision's */

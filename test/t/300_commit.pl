@@ -125,6 +125,31 @@ is($r->psql('usa', q{BEGIN ISOLATION LEVEL SERIALIZABLE; SELECT name FROM app.de
 	$session->quit;
 }
 
+# --- one region fails while another is blocked: caught, cancelled there, and gone on with ---
+{
+	my $blocker = $r->session('aus');
+	$blocker->query_safe(q{BEGIN});
+	$blocker->query_safe(q{SET LOCAL session_replication_role = replica});    # it has no identity
+	$blocker->query_safe(q{INSERT INTO aus.details VALUES (900, 'aus', 'blocks')});
+	my $out = $r->psql('usa', q{
+		SET statement_timeout = '20s';
+		SELECT count(*) FROM app.details WHERE id = 7;
+		DO $$ BEGIN
+			FOR i IN 1..5 LOOP
+				BEGIN
+					INSERT INTO app.details VALUES (2, 'gbr', 'again'), (900, 'aus', 'blocked');
+				EXCEPTION WHEN unique_violation THEN NULL;
+				END;
+				UPDATE app.details SET name = 'round ' || i WHERE id = 7;
+			END LOOP;
+		END $$;
+		SELECT name FROM app.details WHERE id = 7});
+	is($out, "1\nround 5", 'the blocked statement is cancelled, and nothing after it');
+	$blocker->query_safe('ROLLBACK');
+	$blocker->quit;
+	is($r->psql('aus', 'SELECT name FROM aus.details WHERE id = 7'), 'round 5', 'and the rest is committed');
+}
+
 # --- nothing is left behind ------------------------------------------------------------
 is($r->prepared, 0, 'no prepared transaction');
 $r->psql($_, 'SELECT * FROM residency.resolve()') foreach $r->regions;
