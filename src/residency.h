@@ -33,7 +33,6 @@
 extern int	residency_commit_wait;	/* ResidencyCommitWait */
 extern int	residency_commit_timeout;	/* ms */
 extern int	residency_connect_timeout;	/* ms */
-extern int	residency_doubt_timeout;	/* ms */
 extern bool residency_enable_lookup;
 extern int	residency_fetch_bytes;	/* kB wanted per FETCH */
 extern int	residency_home_wait;	/* ms */

@@ -14,7 +14,6 @@
 int			residency_commit_timeout = 5000;
 int			residency_commit_wait = RESIDENCY_COMMIT_APPLIED;
 int			residency_connect_timeout = 10000;
-int			residency_doubt_timeout = 5000;
 bool		residency_enable_lookup = true;
 int			residency_fetch_bytes = 2048;
 int			residency_home_wait = 50;
@@ -49,12 +48,6 @@ residency_define_settings(void)
 							NULL,
 							&residency_connect_timeout,
 							10000, 100, INT_MAX, PGC_USERSET, GUC_UNIT_MS,
-							NULL, NULL, NULL);
-	DefineCustomIntVariable("residency.doubt_timeout",
-							"Longest wait for a row that a transaction in doubt holds.",
-							"After it the statement fails and names the region that knows the outcome.",
-							&residency_doubt_timeout,
-							5000, 0, INT_MAX, PGC_USERSET, GUC_UNIT_MS,
 							NULL, NULL, NULL);
 	DefineCustomBoolVariable("residency.enable_lookup",
 							 "Lets the planner look up the regions of keys in the directory.",
