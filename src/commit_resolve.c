@@ -17,8 +17,9 @@
  * Only gids of our own incarnation are touched, prepared by our gateway role, in that
  * database: what a clone, another deployment or a user prepared is not ours.
  *
- * A decision row is deleted when every region of it was looked at in 4 and none still
- * has a part of it; the traces there go first.
+ * A decision row that was there before 1 is deleted when every region of it was looked at
+ * in 4 and none still has a part of it; the traces there go first.  Of a row that is
+ * younger the look in 4 may have come before its parts were prepared.
  */
 #include "commit_internal.h"
 
@@ -277,9 +278,8 @@ send_verdicts(ResolveRegion *regions, int n)
 
 /* deletes decision rows, here and their traces there, that no region needs any more */
 static void
-forget_finished(ResolveRegion *regions, int n)
+forget_finished(ResolveRegion *regions, int n, List *decisions)
 {
-	List	   *decisions = read_decisions(CurrentMemoryContext);
 	StringInfoData xids;
 	ListCell   *lc;
 	char		incarnation[32];
@@ -336,6 +336,7 @@ residency_resolve(PG_FUNCTION_ARGS)
 	ReturnSetInfo *out = (ReturnSetInfo *) fcinfo->resultinfo;
 	List	   *servers;
 	ResolveRegion *regions;
+	List	   *decisions;
 	List	   *actions;
 	ListCell   *lc;
 	int			n = 0;
@@ -359,6 +360,7 @@ residency_resolve(PG_FUNCTION_ARGS)
 	}
 	if (SPI_connect() != SPI_OK_CONNECT)
 		elog(ERROR, "SPI_connect failed");
+	decisions = read_decisions(CurrentMemoryContext);
 	list_prepared(regions, n, out);
 	actions = send_verdicts(regions, n);
 	list_prepared(regions, n, NULL);
@@ -379,7 +381,7 @@ residency_resolve(PG_FUNCTION_ARGS)
 		values[2] = CStringGetTextDatum(name);
 		tuplestore_putvalues(out->setResult, out->setDesc, values, nulls);
 	}
-	forget_finished(regions, n);
+	forget_finished(regions, n, decisions);
 	SPI_finish();
 	PG_RETURN_NULL();
 }
