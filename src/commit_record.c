@@ -192,8 +192,14 @@ residency_participate(PG_FUNCTION_ARGS)
 {
 	Oid			types[] = {TEXTOID, INT8OID, XID8OID, TEXTARRAYOID, TEXTARRAYOID, XID8ARRAYOID};
 	Datum		values[lengthof(types)];
+	const char *gateway;
 
 	require_gateway();
+	gateway = residency_session_gateway();
+	if (gateway != NULL && strcmp(text_to_cstring(PG_GETARG_TEXT_PP(0)), gateway) != 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("gateway \"%s\" may leave traces of its own transactions only", gateway)));
 	for (int i = 0; i < lengthof(types); i++)
 		values[i] = PG_GETARG_DATUM(i);
 	if (SPI_connect() != SPI_OK_CONNECT)
