@@ -216,23 +216,7 @@ CREATE VIEW residency.tables AS
 	FROM residency.rule r;
 COMMENT ON VIEW residency.tables IS 'resident and global tables, their keys and directories';
 
-CREATE VIEW residency.regions AS
-	SELECT r.name,
-		   r.number,
-		   r.name = s.region AS home,
-		   CASE WHEN r.name = s.region THEN s.connection
-		   ELSE (SELECT pg_catalog.string_agg(o.option_name || '=' || o.option_value, ' ' ORDER BY o.option_name)
-				 FROM pg_catalog.pg_foreign_server f
-				 CROSS JOIN LATERAL pg_catalog.pg_options_to_table(f.srvoptions) o
-				 WHERE f.srvname = r.name AND o.option_name IN ('host', 'hostaddr', 'port', 'dbname'))
-		   END AS connection,
-		   CASE WHEN r.name = s.region THEN x.extversion END AS version
-	FROM residency.region r
-	CROSS JOIN residency.self s
-	JOIN pg_catalog.pg_extension x ON x.extname = 'residency';
-COMMENT ON VIEW residency.regions IS 'all regions as this one knows them';
-
-GRANT SELECT ON residency.regions, residency.tables TO PUBLIC;
+GRANT SELECT ON residency.tables TO PUBLIC;
 REVOKE EXECUTE ON FUNCTION residency.random_bits(), residency.missing_setting(),
 	residency.make_schema(pg_catalog.name), residency.make_operator(),
 	residency.init(pg_catalog.text, pg_catalog.text) FROM PUBLIC;

@@ -13,6 +13,7 @@
 #include "fdw.h"
 #include "global.h"
 #include "guard.h"
+#include "health.h"
 #include "lookup.h"
 #include "regions.h"
 
@@ -33,6 +34,7 @@ _PG_init(void)
 
 	residency_commit_init();	/* first: its transaction callback must run last */
 	residency_regions_init();
+	residency_health_init();
 	residency_global_init();	/* before the row buffers: identities precede details */
 	residency_fdw_modify_init();
 	residency_fdw_start_init();

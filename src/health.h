@@ -1,0 +1,47 @@
+/*
+ * health.h
+ *		Which regions answer, and how far away they are, as this server sees it.
+ *
+ * A health worker, one in each database that is a region, asks all other regions at an
+ * interval and writes what it finds into shared memory, where every backend can look for
+ * next to nothing.  Each region has its own view: that of two others may differ.
+ *
+ * While no health worker runs in a database all its regions count as up, and what does
+ * not answer is found out by each statement anew.
+ */
+#ifndef RESIDENCY_HEALTH_H
+#define RESIDENCY_HEALTH_H
+
+#include "residency.h"
+
+typedef enum ResidencyRegionState
+{
+	RESIDENCY_UP,				/* answers, and its copies of global tables are complete */
+	RESIDENCY_AWAY,				/* has not answered for residency.away_after: leave it out */
+	RESIDENCY_CATCHING_UP		/* answers again; what it missed is being shipped to it.
+								 * Statements may use it, changes of global tables leave it out */
+} ResidencyRegionState;
+
+/* state of a region; this region itself, and one that nobody watches, is up */
+extern ResidencyRegionState residency_region_state(const char *region);
+
+/* smoothed round-trip time in ms, < 0 if it was not measured yet */
+extern double residency_region_rtt(const char *region);
+
+/*
+ * catching up -> up.  To be called by whoever knows that no note about the region is
+ * left, under the lock that keeps new ones out; does nothing in other states.  False if
+ * the region is away (again).
+ */
+extern bool residency_health_flip_up(const char *region);
+
+/*
+ * How often the region has gone away since it is watched.  A connection that was made
+ * under another number is not to be trusted: it may be half open.
+ */
+extern uint32 residency_region_departures(const char *region);
+
+/* asks for shared memory; called once from _PG_init */
+extern void residency_health_init(void);
+
+#endif							/* RESIDENCY_HEALTH_H */

@@ -1,0 +1,316 @@
+/*
+ * remote_health.c
+ *		States and round-trip times of regions in shared memory.
+ *
+ *		  .-------- no answer for residency.away_after --------.
+ *		  |                                                    v
+ *		 up <--- no note about it is left --- catching up     away
+ *		  ^   (residency_health_flip_up)         |  ^          |
+ *		  |                                      |  '----------+ answers steadily again,
+ *		  |                                      '--> away     | and something was noted
+ *		  '----------------------------------------------------' nothing was noted
+ *
+ * There is a fixed number of slots, found by walking over those in use: a server hosts few
+ * databases that are regions, each with a few others.  If they ever run out the rest count
+ * as up, that is, as without a health worker.  All of it dies with the server: what a
+ * region has missed is told by the notes in residency.backlog, never by these states.
+ */
+#include "postgres.h"
+
+#include "funcapi.h"
+#include "miscadmin.h"
+#include "storage/ipc.h"
+#include "storage/lwlock.h"
+#include "storage/proc.h"
+#include "storage/shmem.h"
+#include "utils/builtins.h"
+
+#include "remote_health_internal.h"
+
+PG_FUNCTION_INFO_V1(residency_region_states);
+
+/* all databases of the server together */
+#define HEALTH_SLOTS 1024
+
+typedef struct HealthShared
+{
+	LWLock	   *lock;
+	int			used;			/* slots from here on have never been used */
+	HealthSlot	slots[HEALTH_SLOTS];
+} HealthShared;
+
+static HealthShared *shared = NULL;
+
+static shmem_request_hook_type next_shmem_request = NULL;
+static shmem_startup_hook_type next_shmem_startup = NULL;
+
+#define HEALTH_NAME "residency health"
+
+/* asks for the memory and the lock */
+static void
+health_shmem_request(void)
+{
+	if (next_shmem_request)
+		next_shmem_request();
+	RequestAddinShmemSpace(sizeof(HealthShared));
+	RequestNamedLWLockTranche(HEALTH_NAME, 1);
+}
+
+/* makes them, or finds them in a server that starts each process anew */
+static void
+health_shmem_startup(void)
+{
+	bool		found;
+
+	if (next_shmem_startup)
+		next_shmem_startup();
+	LWLockAcquire(AddinShmemInitLock, LW_EXCLUSIVE);
+	shared = ShmemInitStruct(HEALTH_NAME, sizeof(HealthShared), &found);
+	if (!found)
+	{
+		memset(shared, 0, sizeof(HealthShared));
+		shared->lock = &GetNamedLWLockTranche(HEALTH_NAME)->lock;
+		for (int i = 0; i < HEALTH_SLOTS; i++)
+		{
+			pg_atomic_init_u32(&shared->slots[i].state, RESIDENCY_UP);
+			pg_atomic_init_u32(&shared->slots[i].departures, 0);
+			pg_atomic_init_u32(&shared->slots[i].rtt, 0);
+		}
+	}
+	LWLockRelease(AddinShmemInitLock);
+}
+
+/* installs the hooks that set the memory up */
+void
+residency_health_init(void)
+{
+	next_shmem_request = shmem_request_hook;
+	shmem_request_hook = health_shmem_request;
+	next_shmem_startup = shmem_startup_hook;
+	shmem_startup_hook = health_shmem_startup;
+}
+
+/* slot of a region of this database, NULL if nobody watches it; the lock is held */
+static HealthSlot *
+find_slot(const char *region)
+{
+	for (int i = 0; i < shared->used; i++)
+	{
+		HealthSlot *slot = &shared->slots[i];
+
+		if (slot->database == MyDatabaseId && strcmp(slot->region, region) == 0)
+			return slot;
+	}
+	return NULL;
+}
+
+/* state of a region, see health.h */
+ResidencyRegionState
+residency_region_state(const char *region)
+{
+	ResidencyRegionState state = RESIDENCY_UP;
+	HealthSlot *slot;
+
+	if (shared == NULL || shared->used == 0)
+		return RESIDENCY_UP;
+	LWLockAcquire(shared->lock, LW_SHARED);
+	slot = find_slot(region);
+	if (slot != NULL)
+		state = pg_atomic_read_u32(&slot->state);
+	LWLockRelease(shared->lock);
+	return state;
+}
+
+/* smoothed round-trip time in ms, < 0 if it is not known */
+double
+residency_region_rtt(const char *region)
+{
+	uint32		rtt = 0;
+	HealthSlot *slot;
+
+	if (shared == NULL || shared->used == 0)
+		return -1;
+	LWLockAcquire(shared->lock, LW_SHARED);
+	slot = find_slot(region);
+	if (slot != NULL)
+		rtt = pg_atomic_read_u32(&slot->rtt);
+	LWLockRelease(shared->lock);
+	return rtt > 0 ? rtt / 1000.0 : -1;
+}
+
+/* how often the region has gone away since it is watched, see health.h */
+uint32
+residency_region_departures(const char *region)
+{
+	uint32		departures = 0;
+	HealthSlot *slot;
+
+	if (shared == NULL || shared->used == 0)
+		return 0;
+	LWLockAcquire(shared->lock, LW_SHARED);
+	slot = find_slot(region);
+	if (slot != NULL)
+		departures = pg_atomic_read_u32(&slot->departures);
+	LWLockRelease(shared->lock);
+	return departures;
+}
+
+/*
+ * Wakes all backends of this database, so that those that wait for a region look at its
+ * state.  Waking one that does something else is harmless: everybody who waits for a latch
+ * looks whether there is a reason.
+ */
+static void
+wake_backends(void)
+{
+	for (uint32 i = 0; i < ProcGlobal->allProcCount; i++)
+	{
+		PGPROC	   *proc = &ProcGlobal->allProcs[i];
+
+		if (proc->pid != 0 && proc->databaseId == MyDatabaseId)
+			SetLatch(&proc->procLatch);
+	}
+}
+
+/* one state becomes another; false, and nothing is done, if it was not the one expected */
+bool
+residency_health_change(HealthSlot *slot, ResidencyRegionState from, ResidencyRegionState to)
+{
+	uint32		expected = from;
+	bool		done;
+
+	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+	done = pg_atomic_compare_exchange_u32(&slot->state, &expected, to);
+	if (done)
+	{
+		slot->since = GetCurrentTimestamp();
+		if (to == RESIDENCY_AWAY)
+			pg_atomic_fetch_add_u32(&slot->departures, 1);
+	}
+	LWLockRelease(shared->lock);
+	if (done && to == RESIDENCY_AWAY)
+		wake_backends();
+	return done;
+}
+
+/* catching up -> up, see health.h */
+bool
+residency_health_flip_up(const char *region)
+{
+	bool		up = true;
+	HealthSlot *slot;
+
+	if (shared == NULL)
+		return true;
+	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+	slot = find_slot(region);
+	if (slot != NULL)
+	{
+		uint32		expected = RESIDENCY_CATCHING_UP;
+
+		if (pg_atomic_compare_exchange_u32(&slot->state, &expected, RESIDENCY_UP))
+			slot->since = GetCurrentTimestamp();
+		else
+			up = expected == RESIDENCY_UP;
+	}
+	LWLockRelease(shared->lock);
+	return up;
+}
+
+/*
+ * Slot for a region of this database, in the state given unless there is one already.  NULL
+ * if all are taken: then nobody watches the region.
+ */
+HealthSlot *
+residency_health_claim(const char *region, ResidencyRegionState state)
+{
+	HealthSlot *slot;
+
+	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+	slot = find_slot(region);
+	for (int i = 0; i < HEALTH_SLOTS && slot == NULL; i++)
+	{
+		if (OidIsValid(shared->slots[i].database))
+			continue;
+		slot = &shared->slots[i];
+		shared->used = Max(shared->used, i + 1);
+		slot->database = MyDatabaseId;
+		strlcpy(slot->region, region, NAMEDATALEN);
+		pg_atomic_write_u32(&slot->state, state);
+		pg_atomic_write_u32(&slot->rtt, 0);
+		slot->since = GetCurrentTimestamp();
+		slot->met = false;
+		slot->problem[0] = '\0';
+	}
+	LWLockRelease(shared->lock);
+	return slot;
+}
+
+/* gives a slot back: the region counts as up again */
+void
+residency_health_release(HealthSlot *slot)
+{
+	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+	slot->database = InvalidOid;
+	LWLockRelease(shared->lock);
+}
+
+/* gives back all slots of this database: nobody watches its regions any more */
+void
+residency_health_release_all(void)
+{
+	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+	for (int i = 0; i < shared->used; i++)
+		if (shared->slots[i].database == MyDatabaseId)
+			shared->slots[i].database = InvalidOid;
+	LWLockRelease(shared->lock);
+}
+
+/* notes what is wrong with a region, "" if nothing is; met: it has answered hello */
+void
+residency_health_describe(HealthSlot *slot, bool met, const char *problem)
+{
+	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+	slot->met = slot->met || met;
+	strlcpy(slot->problem, problem, HEALTH_PROBLEM);
+	LWLockRelease(shared->lock);
+}
+
+/* SQL: residency.region_states(), the slots of this database */
+Datum
+residency_region_states(PG_FUNCTION_ARGS)
+{
+	static const char *const names[] = {"up", "away", "catching up"};
+	ReturnSetInfo *out = (ReturnSetInfo *) fcinfo->resultinfo;
+	HealthSlot *copies;
+	int			n = 0;
+
+	InitMaterializedSRF(fcinfo, 0);
+	if (shared == NULL)
+		PG_RETURN_NULL();
+	copies = palloc(RESIDENCY_MAX_REGIONS * sizeof(HealthSlot));
+	LWLockAcquire(shared->lock, LW_SHARED);
+	for (int i = 0; i < shared->used && n < RESIDENCY_MAX_REGIONS; i++)
+		if (shared->slots[i].database == MyDatabaseId)
+			copies[n++] = shared->slots[i];
+	LWLockRelease(shared->lock);
+	for (int i = 0; i < n; i++)
+	{
+		HealthSlot *slot = &copies[i];
+		uint32		rtt = pg_atomic_read_u32(&slot->rtt);
+		Datum		values[6];
+		bool		nulls[6] = {false};
+
+		values[0] = DirectFunctionCall1(namein, CStringGetDatum(slot->region));
+		values[1] = CStringGetTextDatum(names[pg_atomic_read_u32(&slot->state)]);
+		values[2] = TimestampTzGetDatum(slot->since);
+		values[3] = Float8GetDatum(rtt / 1000.0);
+		nulls[3] = rtt == 0;
+		values[4] = CStringGetTextDatum(RESIDENCY_VERSION);
+		nulls[4] = !slot->met;
+		values[5] = CStringGetTextDatum(slot->problem);
+		nulls[5] = slot->problem[0] == '\0';
+		tuplestore_putvalues(out->setResult, out->setDesc, values, nulls);
+	}
+	PG_RETURN_NULL();
+}
