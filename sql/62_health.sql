@@ -6,7 +6,7 @@ CREATE FUNCTION residency.region_states(OUT region pg_catalog.name, OUT state pg
 		OUT since pg_catalog.timestamptz, OUT round_trip_time pg_catalog.float8,
 		OUT version pg_catalog.text, OUT problem pg_catalog.text)
 	RETURNS SETOF pg_catalog.record
-	LANGUAGE c VOLATILE PARALLEL SAFE AS 'MODULE_PATHNAME', 'residency_region_states';
+	LANGUAGE c VOLATILE CALLED ON NULL INPUT PARALLEL SAFE AS 'MODULE_PATHNAME', 'residency_region_states';
 COMMENT ON FUNCTION residency.region_states()
 	IS 'what the health worker of this database knows of other regions; no row while it does not run';
 
