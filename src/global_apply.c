@@ -23,7 +23,7 @@
 #include "utils/memutils.h"
 #include "utils/rel.h"
 
-#include "global_internal.h"
+#include "global_backlog.h"
 #include "guard.h"
 #include "regions.h"
 
@@ -123,6 +123,17 @@ rethrow(ApplyRun *run, MemoryContext context)
 				 errdetail("Another transaction has kept it locked for %d ms.", run->limit),
 				 errhint("Try the transaction again, or raise residency.lock_timeout in that region.")));
 	}
+	if (run->behind && (error->sqlerrcode == ERRCODE_UNIQUE_VIOLATION ||
+						error->sqlerrcode == ERRCODE_FOREIGN_KEY_VIOLATION))
+	{
+		FlushErrorState();
+		ereport(ERROR,
+				(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
+				 errmsg("global table \"%s\" in region \"%s\" is not complete yet",
+						run->table ? run->table : "?", region),
+				 errdetail("The region is catching up with what it missed, and a constraint may fail only because of that."),
+				 errhint("Try the transaction again.")));
+	}
 	if (error->sqlerrcode != ERRCODE_UNIQUE_VIOLATION || error->constraint_name == NULL)
 		PG_RE_THROW();
 
@@ -145,6 +156,26 @@ rethrow(ApplyRun *run, MemoryContext context)
 			 err_generic_string(PG_DIAG_CONSTRAINT_NAME, error->constraint_name)));
 }
 
+/*
+ * If the gateway leaves regions out: takes the locks that keep them from being up too
+ * early, and begins to note the rows that have their home here.
+ */
+static void
+lock_left_out(ApplyRun *run)
+{
+	const char *self = residency_self()->region;
+	ListCell   *lc;
+
+	if (run->left_out == NIL)
+		return;
+	foreach(lc, run->left_out)
+		if (strcmp(lfirst(lc), self) != 0)
+			residency_backlog_lock_shared(lfirst(lc));
+	run->behind = residency_region_listed(run->left_out, self);
+	run->notes = residency_backlog_begin();
+	(void) residency_text_begin();	/* ends with the call's own nest level */
+}
+
 /* Applies all records of a call. */
 static void
 apply_changes(ApplyRun *run, List *tables, List *homes, text *changes)
@@ -160,6 +191,7 @@ apply_changes(ApplyRun *run, List *tables, List *homes, text *changes)
 	reader.end = reader.next + VARSIZE_ANY_EXHDR(changes);
 
 	set_limit(run, residency_lock_timeout);
+	lock_left_out(run);
 	residency_target_open_all(run, tables, RowExclusiveLock);
 	while (residency_text_next(&reader))
 	{
@@ -183,6 +215,8 @@ apply_changes(ApplyRun *run, List *tables, List *homes, text *changes)
 	residency_target_close_all(run);
 	if (run->last)
 		residency_recheck_all();
+	if (run->notes)
+		residency_backlog_write(run->notes, run->left_out);
 }
 
 /* Empties the tables of a call. */
@@ -204,9 +238,11 @@ apply_truncate(ApplyRun *run, List *tables)
 }
 
 /*
- * residency.apply(tables, regions, changes, last): applies the records in "changes",
- * whose grammar is in global_internal.h.  With "last" false other records of the
- * same statement follow in another call.
+ * residency.apply(tables, regions, changes, last, left_out): applies the records in
+ * "changes", whose grammar is in global_internal.h.  With "last" false other records of
+ * the same statement follow in another call.  "left_out" names the regions that do not
+ * get them; this one is among them if the gateway takes it for catching up, but needs it
+ * as the home of some row.
  */
 Datum
 residency_apply(PG_FUNCTION_ARGS)
@@ -222,6 +258,7 @@ residency_apply(PG_FUNCTION_ARGS)
 	tables = array_strings(PG_GETARG_ARRAYTYPE_P(0));
 	homes = array_strings(PG_GETARG_ARRAYTYPE_P(1));
 	changes = PG_GETARG_TEXT_PP(2);
+	run.left_out = array_strings(PG_GETARG_ARRAYTYPE_P(4));
 	level = NewGUCNestLevel();
 	applying = true;
 	PG_TRY();

@@ -16,7 +16,7 @@
  *				   in the arrays that come along
  *		field	:= length ':' bytes | '-' for NULL
  *
- * Lengths count bytes in the encoding that all regions of a deployment share.
+ * Lengths count bytes in the encoding that all regions share.
  */
 #ifndef RESIDENCY_GLOBAL_INTERNAL_H
 #define RESIDENCY_GLOBAL_INTERNAL_H
@@ -31,8 +31,7 @@
 #include "storage/lockdefs.h"
 #include "utils/rel.h"
 
-/* ---- global_text.c ---- */
-
+/* global_text.c */
 typedef enum ChangeKind
 {
 	CHANGE_STATE = 'S',
@@ -79,8 +78,7 @@ extern void residency_text_read_key(ChangeReader *reader, GlobalText *text,
 /* the text of an array of strings, none of them NULL */
 extern char *residency_text_array(List *strings);
 
-/* ---- global_notes.c ---- */
-
+/* global_notes.c */
 /* what is known of a row's version from before this transaction */
 typedef enum NoteBase
 {
@@ -202,10 +200,12 @@ typedef struct ApplyRun
 	bool		at_home;		/* the row at hand has its home here */
 	const char *table;			/* table at hand, for error reports */
 	Oid			index;			/* its primary key */
+	List	   *left_out;		/* char *: regions that do not get this */
+	struct BacklogNotes *notes; /* rows at home that they do not get; NULL if nobody */
+	bool		behind;			/* this region is one of them */
 } ApplyRun;
 
-/* ---- global_triggers.c ---- */
-
+/* global_triggers.c */
 /* which rows a table's triggers are wanted for */
 typedef enum ApplyScope
 {
@@ -219,8 +219,7 @@ extern TriggerDesc *residency_triggers_for(Relation rel, ApplyScope scope);
 extern bool residency_trigger_waits(Trigger *trigger);
 extern Oid	residency_trigger_function(Trigger *trigger);
 
-/* ---- global_target.c ---- */
-
+/* global_target.c */
 typedef struct ApplyTarget
 {
 	Relation	rel;
@@ -240,8 +239,7 @@ extern void residency_target_close_all(ApplyRun *run);
 extern void residency_target_apply(ApplyRun *run, ApplyTarget *target, ChangeReader *reader);
 extern void residency_target_clear(ApplyRun *run, ApplyTarget *target);
 
-/* ---- global_recheck.c ---- */
-
+/* global_recheck.c */
 /* what happened to a row whose foreign keys are checked with the batch's last piece */
 extern void residency_recheck_remember(Oid relid, ItemPointer old, ItemPointer new);
 extern void residency_recheck_all(void);

@@ -26,7 +26,8 @@
 #include "utils/rel.h"
 #include "utils/snapmgr.h"
 
-#include "global_internal.h"
+#include "global_backlog.h"
+#include "health.h"
 #include "regions.h"
 #include "remote.h"
 
@@ -35,7 +36,7 @@
 
 #define APPLY_SQL \
 	"SELECT residency.apply($1::pg_catalog.text[], $2::pg_catalog.text[], " \
-	"$3::pg_catalog.text, $4::pg_catalog.bool)"
+	"$3::pg_catalog.text, $4::pg_catalog.bool, $5::pg_catalog.text[])"
 #define TRUNCATE_SQL \
 	"SELECT residency.apply_truncate($1::pg_catalog.text[])"
 
@@ -63,7 +64,9 @@ typedef struct Sender
 	List	   *tables;			/* names in the order of their wire numbers */
 	List	   *homes;			/* const char *, likewise */
 	StringInfoData changes;
-	bool		sent;			/* some request was queued */
+	List	   *left_out;		/* char *: regions that are not up, see global_backlog.c */
+	BacklogNotes *notes;		/* rows homed here that they do not get; NULL: nobody is left out */
+	const char *table;			/* name of the latest record's table, for errors */
 } Sender;
 
 /* an unfinished batch: the regions hold back checks until its last piece */
@@ -251,6 +254,45 @@ note_check(NoteReader *reader, Note *note, uint64 *version)
 	}
 }
 
+/*
+ * While some region is left out: notes a row that has its home here for those regions.
+ * "key" is in index order.
+ */
+static void
+note_here(Sender *sender, NoteReader *reader, const char *home, const Datum *key)
+{
+	StringInfoData text;
+
+	sender->table = RelationGetRelationName(reader->rel);
+	if (sender->notes == NULL || home == NULL ||
+		strcmp(home, residency_self()->region) != 0)
+		return;
+	initStringInfo(&text);
+	residency_text_key(&text, reader->text, key);
+	residency_backlog_add(sender->notes, reader->table->relid, text.data);
+	pfree(text.data);
+}
+
+/*
+ * Throws if a row gets another home while some region is left out: the old home could
+ * not tell it from a row that is no more (global_backlog.c).  The row is in the slot.
+ */
+static void
+refuse_new_home(Sender *sender, NoteReader *reader, Note *note)
+{
+	NoteTable  *table = note->table;
+	Datum		value = reader->slot->tts_values[table->region_attno - 1];
+
+	if (sender->left_out == NIL || reader->slot->tts_isnull[table->region_attno - 1] ||
+		residency_note_home(table, value) == note->home)
+		return;
+	ereport(ERROR,
+			(errcode(ERRCODE_SQLCLIENT_UNABLE_TO_ESTABLISH_SQLCONNECTION),
+			 errmsg("the home of a row of global table \"%s\" cannot change while region \"%s\" is left out",
+					RelationGetRelationName(reader->rel), (char *) linitial(sender->left_out)),
+			 errhint("Wait until SELECT * FROM residency.regions shows it as up.")));
+}
+
 /* Writes the record of a key that has no row (any more). */
 static void
 put_delete(Sender *sender, NoteReader *reader, Note *note)
@@ -262,6 +304,7 @@ put_delete(Sender *sender, NoteReader *reader, Note *note)
 						wire_table(sender, reader),
 						wire_home(sender, reader, note, false), version);
 	residency_text_key(&sender->changes, reader->text, note->key);
+	note_here(sender, reader, note->home, note->key);
 }
 
 /* Writes the record of a row note, if it has anything to tell. */
@@ -284,6 +327,8 @@ put_row(Sender *sender, NoteReader *reader, Note *note)
 	{
 		int			home = wire_home(sender, reader, note, true);
 
+		refuse_new_home(sender, reader, note);
+		note_here(sender, reader, note->home, note->key);
 		check = note_check(reader, note, &version);
 		residency_text_head(&sender->changes, CHANGE_STATE, check,
 							wire_table(sender, reader), home, version);
@@ -334,35 +379,65 @@ put_move(Sender *sender, NoteReader *reader, Note *move)
 	residency_note_touch(move->to);
 }
 
-/* Queues one request with the same parameters on all regions. */
+/* Queues one request with the same parameters on all regions but those left out. */
 static void
-send_everywhere(const char *sql, int nparams, const char *const *values)
+send_everywhere(const char *sql, int nparams, const char *const *values, List *left_out)
 {
 	List	   *servers = list_copy(residency_other_servers());
 	ListCell   *lc;
 
 	foreach(lc, servers)
-		(void) residency_remote_send(residency_remote_region(lfirst_oid(lc)), GetUserId(),
-									 sql, nparams, values,
-									 REMOTE_WRITES | REMOTE_DEFERRED |
-									 REMOTE_NAMED | REMOTE_AS_GATEWAY, 1);
+		if (left_out == NIL ||
+			!residency_region_listed(left_out, residency_server_region(lfirst_oid(lc))))
+			(void) residency_remote_send(residency_remote_region(lfirst_oid(lc)), GetUserId(),
+										 sql, nparams, values,
+										 REMOTE_WRITES | REMOTE_DEFERRED |
+										 REMOTE_NAMED | REMOTE_AS_GATEWAY, 1);
 	list_free(servers);
+}
+
+/*
+ * The regions that this chunk does not go to: those left out, but for the home of a row
+ * in it.  Throws if such a home is away; one that is catching up decides about its rows.
+ */
+static List *
+not_sent_to(Sender *sender)
+{
+	List	   *regions = list_copy(sender->left_out);
+	ListCell   *lc;
+
+	foreach(lc, regions)
+	{
+		if (!residency_region_listed(sender->homes, lfirst(lc)))
+			continue;
+		if (residency_region_state(lfirst(lc)) == RESIDENCY_AWAY)
+			residency_refuse_away(lfirst(lc), sender->table);
+		regions = foreach_delete_current(regions, lc);
+	}
+	return regions;
 }
 
 /* Sends the records written so far, and starts anew. */
 static void
 send_chunk(Sender *sender, bool last)
 {
-	const char *values[4];
+	const char *values[5];
 	ListCell   *lc;
+	List	   *excluded = not_sent_to(sender);
 
 	values[0] = residency_text_array(sender->tables);
 	values[1] = residency_text_array(sender->homes);
 	values[2] = sender->changes.data;
 	values[3] = last ? "t" : "f";
-	send_everywhere(APPLY_SQL, 4, values);
+	values[4] = residency_text_array(sender->left_out);
+	send_everywhere(APPLY_SQL, 5, values, excluded);
 	batch_open = !last;
 
+	if (sender->notes)
+	{
+		residency_backlog_write(sender->notes, sender->left_out);
+		sender->notes = residency_backlog_begin();
+	}
 	resetStringInfo(&sender->changes);
 	sender->tables = NIL;
 	sender->homes = NIL;
@@ -435,6 +510,9 @@ residency_global_send(bool all, bool last)
 		PushActiveSnapshot(GetTransactionSnapshot());
 		pushed = true;
 	}
+	sender.left_out = residency_left_out();
+	if (sender.left_out != NIL)
+		sender.notes = residency_backlog_begin();
 	level = residency_text_begin();
 	put_notes(&sender, all);
 	residency_text_end(level);
@@ -449,17 +527,22 @@ residency_global_send(bool all, bool last)
 
 /*
  * TRUNCATE of a global table: what was noted before goes out first, then the order
- * to empty the table there; what is noted later follows.
+ * to empty the table there; what is noted later follows.  Throws unless all are up: there
+ * is no note about rows that nobody has any more.
  */
 void
 residency_global_send_truncate(Relation rel, NoteTable *table)
 {
 	const char *values[1];
 
+	List	   *left_out = residency_left_out();
+
+	if (left_out != NIL)
+		residency_refuse_away(linitial(left_out), RelationGetRelationName(rel));
 	residency_notes_settle_table(table);
 	residency_global_send(true, true);
 	values[0] = residency_text_array(list_make1(relation_name(rel)));
-	send_everywhere(TRUNCATE_SQL, 1, values);
+	send_everywhere(TRUNCATE_SQL, 1, values, NIL);
 }
 
 /*

@@ -35,7 +35,7 @@
 #include "utils/snapmgr.h"
 #include "utils/varlena.h"
 
-#include "global_internal.h"
+#include "global_backlog.h"
 #include "regions.h"
 
 /* Throws unless the relation is a declared global table: all others are closed. */
@@ -422,6 +422,23 @@ apply_move(ApplyRun *run, ApplyTarget *target, ChangeReader *reader)
 }
 
 /*
+ * Notes the key of the record at hand for the regions that are left out.  Of a move it
+ * is the new one; both keys' states follow.
+ */
+static void
+note_key(ApplyRun *run, ApplyTarget *target)
+{
+	Datum		key[INDEX_MAX_KEYS];
+	StringInfoData text;
+
+	for (int k = 0; k < target->nkeys; k++)
+		key[k] = target->image->tts_values[target->keys[k] - 1];
+	initStringInfo(&text);
+	residency_text_key(&text, target->text, key);
+	residency_backlog_add(run->notes, RelationGetRelid(target->rel), text.data);
+}
+
+/*
  * Applies one record whose head has been read.  run->at_home is set, and so is the
  * lock timeout.
  */
@@ -452,6 +469,8 @@ residency_target_apply(ApplyRun *run, ApplyTarget *target, ChangeReader *reader)
 			apply_move(run, target, reader);
 			break;
 	}
+	if (run->notes && run->at_home)
+		note_key(run, target);
 	ExecClearTuple(target->image);
 	ExecClearTuple(target->found);
 	ExecClearTuple(target->other);

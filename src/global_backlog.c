@@ -1,0 +1,281 @@
+/*
+ * global_backlog.c
+ *		Which regions a change of global tables leaves out, and the notes about it.
+ *
+ * A region that does not answer is left out of changes of global tables, so that all
+ * others can go on.  G is the gateway of a change, H the row's home, R the region that
+ * is left out; G and H may be the same.
+ *
+ *	1. G takes a shared lock on R at G, for the length of the transaction, and then looks
+ *	   whether R is up.  If not, it sends R nothing, and tells all others so.
+ *	2. H, in its part of the same transaction, takes the shared lock on R at H, which
+ *	   PREPARE keeps, and notes (R, table, key) in residency.backlog.  No other region
+ *	   does: so there is one place that knows what R lacks of a row.
+ *	3. H's worker ships the row's state as it is then, and deletes the note, in one
+ *	   distributed transaction (global_catchup.c), whoever made the note, and whatever
+ *	   H itself thinks of R as long as R answers it.
+ *	4. When R answers again and G's own notes are shipped, G's worker takes the lock
+ *	   exclusively, which outlasts every transaction of G, and every one noted at G, that
+ *	   leaves R out; ships what they noted; and only then R is up in the eyes of G.
+ *
+ * The row's home is never left out: a row homed in a region that is away cannot be
+ * written.  A region that is catching up still orders its own rows; then it gets that
+ * whole request, as well as the notes, which does no harm.
+ *
+ * Invariants:
+ *	- If R lacks the latest committed version of a row, a note of it is committed at the
+ *	  row's home, or R has the row in residency.conflicts.  A note too many only costs a
+ *	  shipment that changes nothing.
+ *	- Who ships a row holds its lock at H, or, for a row that is no more, the note's
+ *	  lock, which every writer that leaves R out needs, and has looked again after R has
+ *	  locked it (global_catchup.c).  So nothing older ever overwrites something newer.
+ *	- A row's home changes only while nobody is left out: then R has the row, and the
+ *	  notes about it at the old home mean nothing any more.
+ *	- "up" is what G thinks.  Another gateway may think otherwise, and R may be up while
+ *	  a third home still has notes about it (their link is cut, or one was in doubt):
+ *	  these are shipped when they can be.
+ */
+#include "residency.h"
+
+#include "access/xact.h"
+#include "catalog/pg_authid.h"
+#include "catalog/pg_type.h"
+#include "common/hashfn.h"
+#include "executor/spi.h"
+#include "miscadmin.h"
+#include "storage/lmgr.h"
+#include "storage/lock.h"
+#include "utils/builtins.h"
+#include "utils/guc.h"
+#include "utils/resowner.h"
+#include "utils/snapmgr.h"
+
+#include "commit_internal.h"
+#include "global_backlog.h"
+#include "health.h"
+#include "regions.h"
+
+/* first key of our advisory locks; the second is made of the region's name */
+#define BACKLOG_LOCK	0x72736479
+
+/* the lock on a region: shared by transactions that leave it out */
+static void
+lock_tag(LOCKTAG *tag, const char *region)
+{
+	uint32		hash = hash_bytes((const unsigned char *) region, strlen(region));
+
+	SET_LOCKTAG_ADVISORY(*tag, MyDatabaseId, BACKLOG_LOCK, hash, 2);
+}
+
+/* bounds lock waits to that many ms; returns the GUC nest level to be ended */
+static int
+limit_waits(int timeout)
+{
+	int			level = NewGUCNestLevel();
+	char		value[16];
+
+	snprintf(value, sizeof(value), "%d", Max(timeout, 1));
+	(void) set_config_option("lock_timeout", value, PGC_USERSET, PGC_S_SESSION,
+							 GUC_ACTION_SAVE, true, 0, false);
+	return level;
+}
+
+/*
+ * Takes the shared lock on a region until the transaction ends, also by PREPARE.  Waits
+ * only while the flip to "up" is under way; throws 55P03 after residency.lock_timeout.
+ */
+void
+residency_backlog_lock_shared(const char *region)
+{
+	LOCKTAG		tag;
+	int			level;
+
+	lock_tag(&tag, region);
+	if (LockAcquire(&tag, ShareLock, false, true) != LOCKACQUIRE_NOT_AVAIL)
+		return;
+	level = limit_waits(residency_lock_timeout);
+	(void) LockAcquire(&tag, ShareLock, false, false);
+	AtEOXact_GUC(true, level);
+}
+
+/*
+ * Takes the exclusive lock on a region for the session, waiting at most that many ms;
+ * new transactions that leave the region out queue behind us meanwhile.  When it is
+ * held, none is running or in doubt here.  False, in an unharmed transaction, if one
+ * has outlasted the time.
+ */
+bool
+residency_backlog_lock_exclusive(const char *region, int timeout)
+{
+	MemoryContext context = CurrentMemoryContext;
+	ResourceOwner owner = CurrentResourceOwner;
+	volatile bool locked = false;
+	LOCKTAG		tag;
+
+	lock_tag(&tag, region);
+	BeginInternalSubTransaction(NULL);
+	PG_TRY();
+	{
+		int			level = limit_waits(timeout);
+
+		(void) LockAcquire(&tag, ExclusiveLock, true, false);
+		AtEOXact_GUC(true, level);
+		ReleaseCurrentSubTransaction();
+		locked = true;
+	}
+	PG_CATCH();
+	{
+		if (geterrcode() != ERRCODE_LOCK_NOT_AVAILABLE)
+			PG_RE_THROW();
+		MemoryContextSwitchTo(context);
+		FlushErrorState();
+		RollbackAndReleaseCurrentSubTransaction();
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(context);
+	CurrentResourceOwner = owner;
+	return locked;
+}
+
+/* gives it back */
+void
+residency_backlog_unlock_exclusive(const char *region)
+{
+	LOCKTAG		tag;
+
+	lock_tag(&tag, region);
+	(void) LockRelease(&tag, ExclusiveLock, true);
+}
+
+/*
+ * Names (char *, in the current context) of the regions that the current transaction
+ * leaves out of what it sends now; their locks are held.  Once left out, a region stays
+ * so until the transaction ends, since nobody can make it "up" under our lock.
+ */
+List *
+residency_left_out(void)
+{
+	List	   *servers = residency_other_servers();
+	List	   *regions = NIL;
+	ListCell   *lc;
+
+	foreach(lc, servers)
+	{
+		char	   *region = residency_server_region(lfirst_oid(lc));
+
+		if (residency_region_state(region) != RESIDENCY_UP)
+			regions = lappend(regions, pstrdup(region));
+	}
+	foreach(lc, regions)
+	{
+		residency_backlog_lock_shared(lfirst(lc));
+		if (residency_region_state(lfirst(lc)) == RESIDENCY_UP)
+			regions = foreach_delete_current(regions, lc);
+	}
+	return regions;
+}
+
+/* true if the list of names has this one */
+bool
+residency_region_listed(List *regions, const char *region)
+{
+	ListCell   *lc;
+
+	foreach(lc, regions)
+		if (strcmp(lfirst(lc), region) == 0)
+			return true;
+	return false;
+}
+
+/* throws class 08: what this transaction does needs a region that does not answer */
+void
+residency_refuse_away(const char *region, const char *table)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_SQLCLIENT_UNABLE_TO_ESTABLISH_SQLCONNECTION),
+			 errmsg("region \"%s\" is away", region),
+			 errdetail("It is needed for what is written in global table \"%s\".", table),
+			 errhint("SELECT * FROM residency.regions tells what is known of it. Rows with their home in other regions can be written.")));
+}
+
+/* begins to collect notes, in the current memory context */
+BacklogNotes *
+residency_backlog_begin(void)
+{
+	BacklogNotes *notes = palloc0(sizeof(BacklogNotes));
+
+	notes->relations = initArrayResult(OIDOID, CurrentMemoryContext, false);
+	notes->keys = initArrayResult(TEXTOID, CurrentMemoryContext, false);
+	return notes;
+}
+
+/* one more key, written as it travels; a key that comes twice is noted once */
+void
+residency_backlog_add(BacklogNotes *notes, Oid relid, const char *key)
+{
+	Datum		text = CStringGetTextDatum(key);
+
+	accumArrayResult(notes->relations, ObjectIdGetDatum(relid), false, OIDOID,
+					 notes->relations->mcontext);
+	accumArrayResult(notes->keys, text, false, TEXTOID, notes->keys->mcontext);
+	pfree(DatumGetPointer(text));
+	notes->n++;
+}
+
+/*
+ * Writes what was collected, for each of the regions but this one, in the current
+ * transaction.  A note that is being shipped is waited for, as long as a lock of a
+ * global table may be.
+ */
+void
+residency_backlog_write(BacklogNotes *notes, List *regions)
+{
+	static SPIPlanPtr plan = NULL;
+	Oid			types[] = {NAMEARRAYOID, OIDARRAYOID, TEXTARRAYOID};
+	Datum		values[lengthof(types)];
+	ArrayBuildState *names = initArrayResult(NAMEOID, CurrentMemoryContext, false);
+	ListCell   *lc;
+	int			level;
+	int			code;
+	Oid			user;
+	int			context;
+
+	foreach(lc, regions)
+	{
+		if (strcmp(lfirst(lc), residency_self()->region) == 0)
+			continue;
+		accumArrayResult(names, DirectFunctionCall1(namein, CStringGetDatum(lfirst(lc))),
+						 false, NAMEOID, CurrentMemoryContext);
+	}
+	if (notes->n == 0 || names->nelems == 0)
+		return;
+	values[0] = makeArrayResult(names, CurrentMemoryContext);
+	values[1] = makeArrayResult(notes->relations, CurrentMemoryContext);
+	values[2] = makeArrayResult(notes->keys, CurrentMemoryContext);
+
+	level = limit_waits(residency_lock_timeout);
+	GetUserIdAndSecContext(&user, &context);
+	SetUserIdAndSecContext(BOOTSTRAP_SUPERUSERID, context | SECURITY_LOCAL_USERID_CHANGE |
+						   SECURITY_NOFORCE_RLS);
+	if (SPI_connect() != SPI_OK_CONNECT)
+		elog(ERROR, "SPI_connect failed");
+	PushActiveSnapshot(GetTransactionSnapshot());
+	if (plan == NULL)
+	{
+		plan = SPI_prepare("INSERT INTO residency.backlog (region, relation, key) "
+						   "SELECT r, u.t, u.k FROM (SELECT t, k, pg_catalog.max(n) AS n FROM "
+						   "ROWS FROM (pg_catalog.unnest($2), pg_catalog.unnest($3)) WITH ORDINALITY AS a (t, k, n) "
+						   "GROUP BY t, k) AS u CROSS JOIN pg_catalog.unnest($1) AS r ORDER BY u.n "
+						   "ON CONFLICT (region, relation, key) DO UPDATE SET seq = excluded.seq",
+						   lengthof(types), types);
+		if (plan == NULL || SPI_keepplan(plan) != 0)
+			elog(ERROR, "SPI_prepare failed");
+	}
+	code = SPI_execute_plan(plan, values, NULL, false, 0);
+	if (code != SPI_OK_INSERT)
+		elog(ERROR, "SPI failed with code %d", code);
+	PopActiveSnapshot();
+	SPI_finish();
+	SetUserIdAndSecContext(user, context);
+	AtEOXact_GUC(true, level);
+}
