@@ -1,6 +1,7 @@
 # pg_residency: build, install and test with PGXS.
 #
 #   make && make install      the extension
+#   make FAULTS=1             the same with fault points (src/fault.h), to play with crashes
 #   make check-regress        pg_regress, one temporary server
 #   make check-tap            TAP, several regions (test/t)
 EXTENSION   = residency
@@ -10,7 +11,7 @@ OBJS        = $(patsubst %.c,%.o,$(sort $(wildcard src/*.c)))
 SQL_PARTS   = $(sort $(wildcard sql/[0-9][0-9]_*.sql))
 DATA        = $(wildcard sql/$(EXTENSION)--*--*.sql)
 DATA_built  = sql/$(EXTENSION)--$(EXTVERSION).sql
-PG_CPPFLAGS = -I$(libpq_srcdir) -Isrc -DRESIDENCY_VERSION='"$(EXTVERSION)"'
+PG_CPPFLAGS = -I$(libpq_srcdir) -Isrc -DRESIDENCY_VERSION='"$(EXTVERSION)"' $(if $(FAULTS),-DRESIDENCY_FAULTS)
 PG_CFLAGS   = -Wall -Wextra -Wno-unused-parameter -Wno-sign-compare -Wno-missing-field-initializers \
               -Wno-clobbered $(if $(WERROR),-Werror)
 SHLIB_LINK  = $(libpq) -Wl,-Bsymbolic-functions

@@ -41,6 +41,8 @@
 
 #include "commit.h"
 #include "commit_internal.h"
+#include "fault.h"
+#include "guard.h"
 #include "regions.h"
 
 /* distributed transactions of this backend that some region has not acknowledged */
@@ -141,6 +143,8 @@ commit_alone(RemoteRegion *region)
 	req = residency_pipeline_add(region, REMOTE_KIND_STATEMENT, "COMMIT", 0, NULL, 0, -1);
 	region->decision = req;
 	region->ending = true;
+	residency_remote_flush();
+	RESIDENCY_FAULT(alone_sent);
 	PG_TRY();
 	{
 		residency_wait_until_answered(req);
@@ -216,6 +220,7 @@ prepare_everywhere(RemoteRegion **writers, int n)
 
 	if (n > RESIDENCY_MAX_REGIONS)
 		elog(ERROR, "too many regions in one transaction");
+	RESIDENCY_FAULT(commit_begins);
 	for (int i = 0; i < n; i++)
 	{
 		residency_commit_make_gid(writers[i], xid, i);
@@ -226,11 +231,19 @@ prepare_everywhere(RemoteRegion **writers, int n)
 	residency_commit_arrays(writers, n, &gids, &names);
 	commit_state.deleting = commit_state.nfinished;
 	residency_commit_record(xid, gids, names, commit_state.finished, commit_state.nfinished);
+	RESIDENCY_FAULT(recorded);
 
 	for (int i = 0; i < n; i++)
 		queue_prepare(writers[i], commit, gids, names);
+	residency_remote_flush();
+	RESIDENCY_FAULT(prepare_sent);
 	for (int i = 0; i < n; i++)
+	{
 		await_prepare(writers[i]);
+		if (i == 0)
+			RESIDENCY_FAULT(one_prepared);
+	}
+	RESIDENCY_FAULT(prepared);
 
 	/* a decision that a crash could forget would not be one */
 	if (synchronous_commit < SYNCHRONOUS_COMMIT_ON)
@@ -297,6 +310,7 @@ send_decision(void)
 
 	if (commit == NULL)
 		return;
+	RESIDENCY_FAULT(decided);
 	commit_state.applying = true;
 	memmove(commit_state.finished, commit_state.finished + commit_state.deleting,
 			(commit_state.nfinished - commit_state.deleting) * sizeof(uint64));
@@ -317,7 +331,10 @@ send_decision(void)
 		region->apply = NULL;
 		residency_pipeline_enqueue(region, region->decision);
 		residency_pipeline_sync(region);
+		if (i == 0)
+			RESIDENCY_FAULT(one_told);
 	}
+	RESIDENCY_FAULT(all_told);
 }
 
 /* waits for the regions to apply the decision, if the setting says so.  Must not throw. */
@@ -330,6 +347,7 @@ await_applied(void)
 	commit_state.applying = false;
 	if (residency_commit_wait == RESIDENCY_COMMIT_APPLIED)
 		residency_wait_bounded(residency_commit_timeout);
+	RESIDENCY_FAULT(applied);
 	for (int i = 0; i < commit->nregions; i++)
 	{
 		RemoteRegion *region = commit->regions[i];
@@ -357,6 +375,8 @@ abort_everywhere(void)
 
 	if (residency_remote.context == NULL)
 		return;
+	if (commit_state.current != NULL)
+		RESIDENCY_FAULT(aborting);
 	dlist_foreach(iter, &residency_remote.regions)
 	{
 		RemoteRegion *region = dlist_container(RemoteRegion, node, iter.cur);
@@ -415,6 +435,8 @@ transaction_callback(XactEvent event, void *arg)
 			pre_commit();
 			break;
 		case XACT_EVENT_COMMIT:
+			if (residency_session_gateway() != NULL && TransactionIdIsValid(GetTopTransactionIdIfAny()))
+				RESIDENCY_FAULT(part_commits_alone);
 			residency_remote.committing = false;
 			send_decision();
 			if (!commit_state.applying)
@@ -425,7 +447,13 @@ transaction_callback(XactEvent event, void *arg)
 			abort_everywhere();
 			residency_pipeline_sweep();
 			break;
+		case XACT_EVENT_PREPARE:
+			if (residency_session_gateway() != NULL)
+				RESIDENCY_FAULT(part_prepared);
+			break;
 		case XACT_EVENT_PRE_PREPARE:
+			if (residency_session_gateway() != NULL)
+				RESIDENCY_FAULT(part_prepares);
 			refuse_prepare();
 			break;
 		default:

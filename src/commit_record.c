@@ -22,6 +22,7 @@
 #include "utils/fmgroids.h"
 #include "utils/snapmgr.h"
 
+#include "fault.h"
 #include "guard.h"
 #include "regions.h"
 
@@ -210,6 +211,7 @@ residency_participate(PG_FUNCTION_ARGS)
 						   "VALUES ($1, $2, $3, $4, $5)",
 						   lengthof(types), types, values, false);
 	SPI_finish();
+	RESIDENCY_FAULT(part_traced);
 	PG_RETURN_VOID();
 }
 

@@ -33,6 +33,7 @@
 #include "utils/memutils.h"
 #include "utils/syscache.h"
 
+#include "fault.h"
 #include "guard_internal.h"
 #include "regions.h"
 #include "remote.h"
@@ -313,6 +314,25 @@ session_ExecutorFinish(QueryDesc *queryDesc)
 	leave(user, context);
 }
 
+/* fault points around what a gateway, or a region that resolves, decides */
+static void
+fault_at_verdict(Node *stmt, bool before)
+{
+	TransactionStmtKind kind;
+
+	if (!IsA(stmt, TransactionStmt))
+		return;
+	kind = ((TransactionStmt *) stmt)->kind;
+	if (kind == TRANS_STMT_COMMIT_PREPARED && before)
+		RESIDENCY_FAULT(part_applies);
+	else if (kind == TRANS_STMT_COMMIT_PREPARED)
+		RESIDENCY_FAULT(part_applied);
+	else if (kind == TRANS_STMT_ROLLBACK_PREPARED && before)
+		RESIDENCY_FAULT(part_rolls_back);
+	else if (kind == TRANS_STMT_ROLLBACK_PREPARED)
+		RESIDENCY_FAULT(part_rolled_back);
+}
+
 /* takes on roles, and refuses what cannot be prepared */
 static void
 session_ProcessUtility(PlannedStmt *pstmt, const char *queryString, bool readOnlyTree,
@@ -342,6 +362,7 @@ session_ProcessUtility(PlannedStmt *pstmt, const char *queryString, bool readOnl
 	session.depth++;
 	PG_TRY();
 	{
+		fault_at_verdict(pstmt->utilityStmt, true);
 		next(pstmt, queryString, readOnlyTree, context, params, queryEnv, dest, qc);
 	}
 	PG_CATCH();
@@ -349,6 +370,7 @@ session_ProcessUtility(PlannedStmt *pstmt, const char *queryString, bool readOnl
 		leave_by_error();
 	}
 	PG_END_TRY();
+	fault_at_verdict(pstmt->utilityStmt, false);
 	session.depth--;
 }
 

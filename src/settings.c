@@ -11,6 +11,8 @@
 
 #include "utils/guc.h"
 
+#include "fault.h"
+
 int			residency_commit_timeout = 5000;
 int			residency_commit_wait = RESIDENCY_COMMIT_APPLIED;
 int			residency_connect_timeout = 10000;
@@ -73,6 +75,8 @@ residency_define_settings(void)
 							&residency_lock_timeout,
 							5000, 1, INT_MAX, PGC_USERSET, GUC_UNIT_MS,
 							NULL, NULL, NULL);
+
+	residency_fault_init();		/* FAULTS=1 only */
 
 	MarkGUCPrefixReserved("residency");
 }

@@ -21,19 +21,39 @@ PGXS_TOP  = $(abspath $(dir $(PGXS))/../..)
 TEST_TOOL = $(PGXS_TOP)/src/test
 TEST_CONF = --encoding=UTF8 --no-locale --temp-config=test/residency.conf --bindir=$(shell $(PG_CONFIG) --bindir)
 
+# Tests of crashes want a library with fault points (src/fault.h).  All others run what
+# users get, so there is a second PostgreSQL, made of links to the first but for that
+# library: a server finds its files by their place relative to its program.
+FAULT_ROOT    = $(CURDIR)/tmp_check/faults
+FAULT_INSTALL = $(FAULT_ROOT)$(patsubst %/,%,$(dir $(shell $(PG_CONFIG) --bindir)))
+FAULT_LIBDIR  = $(FAULT_ROOT)$(shell $(PG_CONFIG) --pkglibdir)
+FAULT_SOURCES = $(shell grep -l '"fault.h"' src/*.c)
+FAULT_OBJS    = $(FAULT_SOURCES:src/%.c=$(FAULT_ROOT)/obj/%.o)
+
 # a name that the tests do not see: they must not depend on who runs them
 TEST_ENV = LC_ALL=C.UTF-8 env -u PGHOST -u PGPORT -u PGUSER -u PGDATABASE -u PGSERVICE -u PGOPTIONS -u PGPASSFILE \
 	PATH="$(shell $(PG_CONFIG) --bindir):$$PATH" TESTDIR="$(CURDIR)" top_builddir="$(CURDIR)" \
 	PG_REGRESS=$(TEST_TOOL)/regress/pg_regress \
 	PERL5LIB="$(TEST_TOOL)/perl:$(CURDIR)/test/lib" PG_TEST_TIMEOUT_DEFAULT=90 \
-	RESIDENCY_RELAY="$(CURDIR)/test/lib/relay"
+	RESIDENCY_RELAY="$(CURDIR)/test/lib/relay" RESIDENCY_FAULTS="$(FAULT_INSTALL)"
 
-.PHONY: relay check-all check-style check-regress check-isolation check-tap check-fresh
+.PHONY: relay faults check-all check-style check-regress check-isolation check-tap check-fresh
 
 relay: test/lib/relay
 
 test/lib/relay: $(wildcard test/lib/relay*.c) $(wildcard test/lib/relay*.h)
 	$(CC) -std=gnu99 -O2 -g -Wall -Wextra $(if $(WERROR),-Werror) -o $@ $(filter %.c,$^)
+
+faults: $(FAULT_LIBDIR)/residency.so
+
+$(FAULT_OBJS): $(FAULT_ROOT)/obj/%.o: src/%.c $(wildcard src/*.h)
+	@mkdir -p $(@D)
+	@$(CC) $(CFLAGS) $(CPPFLAGS) -DRESIDENCY_FAULTS -c -o $@ $<
+
+$(FAULT_LIBDIR)/residency.so: $(FAULT_OBJS) $(filter-out $(FAULT_SOURCES:.c=.o),$(OBJS))
+	@test/lib/link_install.sh $(PG_CONFIG) $(FAULT_ROOT)
+	@rm -f $@
+	@$(CC) $(CFLAGS) -shared -o $@ $^ $(LDFLAGS) $(LDFLAGS_SL) $(SHLIB_LINK)
 
 # servers of an earlier run would be in the way
 check-fresh:
@@ -64,7 +84,7 @@ ifneq ($(ISOLATION_TESTS),)
 		--load-extension=$(EXTENSION) $(ISOLATION_TESTS)
 endif
 
-check-tap: relay
+check-tap: relay faults
 	@rm -rf tmp_check/t_*
 	@$(TEST_ENV) perl test/lib/run_tap.pl $(RESULTS) $(TEST_JOBS) $(TAP)
 

@@ -88,6 +88,11 @@ exported_symbols()
 		sed 's/$/: exported, but its name does not start with residency_/'
 }
 
+no_fault_points()
+{
+	nm residency.so 2>/dev/null | grep -w -E 'residency_fault(_init)?' | sed 's/$/: fault points are for tests (make FAULTS=1)/'
+}
+
 settings_sorted()
 {
 	perl -ne 'push @names, $1 if /^\s*"(residency\.\w+)"/ || /DefineCustom\w+Variable\("(residency\.\w+)"/;
@@ -203,6 +208,7 @@ rule 'every file opens with a comment' opening_comment
 rule 'every function has a comment above it and is not too long' function_comments
 rule 'only src/compat.h looks at PG_VERSION_NUM' version_checks
 rule 'exported symbols carry the prefix' exported_symbols
+rule 'what users get has no fault points' no_fault_points
 rule 'settings are sorted' settings_sorted
 rule 'every setting is in docs/settings.md' settings_documented
 rule 'every SQL function and view is in docs/sql.md' functions_documented

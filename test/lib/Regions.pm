@@ -15,6 +15,8 @@
 #   scram      who comes by TCP logs in with SCRAM, but for the superuser [0]
 #   ssl        the servers offer TLS; all but the superuser must use it [0]
 #   fsync      for tests of crashes of the machine; a killed server needs none [0]
+#   faults     servers with fault points (src/fault.h), which restart by themselves when a
+#              backend is killed [0]
 #   conf       further lines for postgresql.conf
 #   dbname     [app]
 #
@@ -57,7 +59,7 @@ sub new
 		# directories and prepared names are made of a node's name: keep it plain
 		my $name = $region =~ /^[a-z]+$/ ? $region : 'region' . $n;
 		$name .= "_$deployments" if $deployments > 1;
-		my $node = PostgreSQL::Test::Cluster->new($name);
+		my $node = PostgreSQL::Test::Cluster->new($name, $o{faults} ? (install_path => $ENV{RESIDENCY_FAULTS}) : ());
 
 		$n++;
 		$node->init;
@@ -85,6 +87,7 @@ sub _configure
 	$conf =~ s/^shared_preload_libraries.*$//m unless $o{extension} // 1;
 	$conf .= "listen_addresses = '127.0.0.1'\nlog_statement = none\n";
 	$conf .= "fsync = on\n" if $o{fsync};
+	$conf .= "restart_after_crash = on\n" if $o{faults};
 	if ($o{ssl})
 	{
 		PostgreSQL::Test::Utils::system_or_bail('openssl', 'req', '-new', '-x509', '-days', '2', '-nodes',
@@ -362,6 +365,50 @@ sub stat_of
 }
 
 sub alive { my ($pid) = @_; return (stat_of($pid))[0] !~ /[ZX]/; }
+
+# Arms a fault point in all sessions of a region's server, those that run included, or
+# disarms it.  It acts once, and not again after the server has restarted.
+sub arm
+{
+	my ($self, $region, $fault) = @_;
+	my $data = $self->node($region)->data_dir;
+
+	unlink("$data/residency_fault_fired", "$data/residency_fault_release");
+	$self->psql($region, "ALTER SYSTEM SET residency.fault = '$fault'");
+	$self->psql($region, 'SELECT pg_reload_conf()');
+	$self->poll($region, "SELECT current_setting('residency.fault') = '$fault'") or croak "fault point is not armed in $region";
+	return;
+}
+
+sub disarm
+{
+	my ($self, $region) = @_;
+	my $data = $self->node($region)->data_dir;
+
+	append_to_file("$data/residency_fault_release", '');    # whoever still holds goes on
+	append_to_file("$data/postgresql.auto.conf", "residency.fault = ''\n");
+	return;
+}
+
+# Lets a process go on that an action "hold" stopped.
+sub release { my ($self, $region) = @_; append_to_file($self->node($region)->data_dir . '/residency_fault_release', ''); return; }
+
+# True if the fault point that was armed last has acted.
+sub fired { my ($self, $region) = @_; return -e $self->node($region)->data_dir . '/residency_fault_fired'; }
+
+# Waits for that.
+sub wait_fired
+{
+	my ($self, $region, $seconds) = @_;
+	my $end = time + ($seconds // 30);
+
+	until ($self->fired($region))
+	{
+		croak "nothing came by the fault point of $region" if time > $end;
+		sleep(0.01);
+	}
+	return;
+}
 
 # Adds lines to a region's postgresql.conf and reloads it.
 sub conf

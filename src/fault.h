@@ -1,0 +1,65 @@
+/*
+ * fault.h
+ *		Named places where a test lets a process die, fail or stop.
+ *
+ * Compiled in by FAULTS=1 only: a server for users has neither the code nor the setting.
+ * The superuser's setting residency.fault = 'name:action', or 'name:action:n' for the nth
+ * time that a process comes by, arms one place in all sessions that have the setting.
+ * The action is one of
+ *
+ *		error			an ERROR; refused for places where one would be a PANIC
+ *		terminate		this session ends, as if by pg_terminate_backend()
+ *		crash_backend	this process is killed, and the server restarts all others
+ *		crash_server	the server stops at once and stays down
+ *		hold			this process waits for the file RESIDENCY_FAULT_RELEASE
+ *
+ * A fault acts once: the file RESIDENCY_FAULT_FIRED, written into the data directory
+ * beforehand, disarms the server until somebody removes it.  So a server that restarts
+ * does not run into the same fault again, and a test can see that it did run into it.
+ */
+#ifndef RESIDENCY_FAULT_H
+#define RESIDENCY_FAULT_H
+
+#include "residency.h"
+
+/* in the data directory; the first holds the name of the place */
+#define RESIDENCY_FAULT_FIRED "residency_fault_fired"
+#define RESIDENCY_FAULT_RELEASE "residency_fault_release"
+
+/*
+ * The places: the arrows of the diagram at the head of commit_protocol.c, in order.
+ * POINT(name, can an ERROR be raised here)
+ */
+#define RESIDENCY_FAULT_POINTS(POINT) \
+	/* at the gateway */ \
+	POINT(commit_begins, true)		/* nothing about the commit is written or sent */ \
+	POINT(recorded, true)			/* decision row written, not committed; nothing sent */ \
+	POINT(prepare_sent, true)		/* PREPARE is on its way to all regions */ \
+	POINT(one_prepared, true)		/* the first region's answer is there */ \
+	POINT(prepared, true)			/* all regions are prepared, nothing is decided */ \
+	POINT(aborting, false)			/* a region failed: ROLLBACK PREPARED comes next */ \
+	POINT(decided, false)			/* the commit record is on disk; nobody knows */ \
+	POINT(one_told, false)			/* COMMIT PREPARED is sent to the first region only */ \
+	POINT(all_told, false)			/* COMMIT PREPARED is on its way to all regions */ \
+	POINT(applied, false)			/* all have answered, the client knows nothing yet */ \
+	POINT(alone_sent, true)			/* one region alone: COMMIT is on its way */ \
+	/* at a participant */ \
+	POINT(part_traced, true)		/* the trace is written, not prepared */ \
+	POINT(part_prepares, true)		/* PREPARE TRANSACTION begins */ \
+	POINT(part_prepared, false)		/* prepared and on disk, not answered */ \
+	POINT(part_applies, true)		/* COMMIT PREPARED begins */ \
+	POINT(part_applied, false)		/* committed, not answered */ \
+	POINT(part_rolls_back, true)	/* ROLLBACK PREPARED begins */ \
+	POINT(part_rolled_back, false)	/* rolled back, not answered */ \
+	POINT(part_commits_alone, false)	/* one region alone: committed, not answered */
+
+#ifdef RESIDENCY_FAULTS
+#define RESIDENCY_FAULT(name) residency_fault(#name)
+extern void residency_fault(const char *name);
+extern void residency_fault_init(void);
+#else
+#define RESIDENCY_FAULT(name) ((void) 0)
+#define residency_fault_init() ((void) 0)
+#endif
+
+#endif							/* RESIDENCY_FAULT_H */
