@@ -35,14 +35,18 @@ TEST_ENV = LC_ALL=C.UTF-8 env -u PGHOST -u PGPORT -u PGUSER -u PGDATABASE -u PGS
 	PATH="$(shell $(PG_CONFIG) --bindir):$$PATH" TESTDIR="$(CURDIR)" top_builddir="$(CURDIR)" \
 	PG_REGRESS=$(TEST_TOOL)/regress/pg_regress \
 	PERL5LIB="$(TEST_TOOL)/perl:$(CURDIR)/test/lib" PG_TEST_TIMEOUT_DEFAULT=90 \
-	RESIDENCY_RELAY="$(CURDIR)/test/lib/relay" RESIDENCY_FAULTS="$(FAULT_INSTALL)"
+	RESIDENCY_RELAY="$(CURDIR)/test/lib/relay" RESIDENCY_SAME_ANSWER="$(CURDIR)/test/lib/same_answer" \
+	RESIDENCY_FAULTS="$(FAULT_INSTALL)"
 
 .PHONY: relay faults check-all check-style check-regress check-isolation check-tap check-fresh
 
-relay: test/lib/relay
+relay: test/lib/relay test/lib/same_answer
 
 test/lib/relay: $(wildcard test/lib/relay*.c) $(wildcard test/lib/relay*.h)
 	$(CC) -std=gnu99 -O2 -g -Wall -Wextra $(if $(WERROR),-Werror) -o $@ $(filter %.c,$^)
+
+test/lib/same_answer: test/lib/same_answer.c
+	$(CC) -std=gnu99 -O2 -g -Wall -Wextra $(if $(WERROR),-Werror) -I$(shell $(PG_CONFIG) --includedir) -o $@ $< $(libpq)
 
 faults: $(FAULT_LIBDIR)/residency.so
 
