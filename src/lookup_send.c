@@ -27,6 +27,7 @@
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
+#include "utils/rel.h"
 #include "utils/snapmgr.h"
 
 #include "fdw_exec.h"
@@ -369,6 +370,18 @@ await_answers(LookupState *state, LookupBatch *batch)
 }
 
 /*
+ * A snapshot of this moment; the caller unregisters it.  While parallel workers run, PostgreSQL
+ * takes none for a transaction, as they could not see it; they do not have to see this one,
+ * so it is taken the way catalogs are read, which is always new for a table that is no catalog.
+ */
+static Snapshot
+new_snapshot(LookupState *state)
+{
+	return RegisterSnapshot(IsInParallelMode() ?
+							GetCatalogSnapshot(RelationGetRelid(state->directory.heap)) : GetLatestSnapshot());
+}
+
+/*
  * Asks again for keys that no region asked so far holds.  False if there are none.  With
  * everywhere, all regions are asked that were not; otherwise those are only for keys whose
  * home is still the one that was asked.
@@ -394,7 +407,7 @@ ask_again(LookupState *state, LookupBatch *batch, bool everywhere)
 		{
 			homes = palloc0(batch->nentries * sizeof(uint64));
 			others = palloc0(batch->nentries * sizeof(uint64));
-			snapshot = RegisterSnapshot(GetLatestSnapshot());
+			snapshot = new_snapshot(state);
 			residency_home_snapshot(state, snapshot);
 		}
 		home = residency_home_of(state, entry);

@@ -30,6 +30,14 @@ $same->judge($outcome, name => 'queries', refused => [], share => 0.01);
 
 # that the plans are what this is about
 my %nodes = %{ $outcome->{nodes} // {} };
-diag(join(', ', map { "$_ $nodes{$_}" } sort { $nodes{$b} <=> $nodes{$a} } keys %nodes));
+diag(join(', ', map { "$_ $nodes{$_}" } sort { $nodes{$b} <=> $nodes{$a} || $a cmp $b } keys %nodes));
+if (@numbers >= 5000)
+{
+	my %times = ('Foreign Scan' => 2000, 'Custom Scan (Region Lookup)' => 200, Append => 1000, 'Merge Append' => 100, 'Hash Join' => 200, 'Nested Loop' => 100, 'Merge Join' => 20,
+		'Nested Loop Left Join' => 50, 'Hash Left Join' => 50, 'Hash Right Join' => 50, 'Hash Full Join' => 30, 'Hash Semi Join' => 8, 'Hash Anti Join' => 8, 'Nested Loop Semi Join' => 10, 'Nested Loop Anti Join' => 5,
+		Aggregate => 100, GroupAggregate => 100, HashAggregate => 50, Unique => 50, WindowAgg => 50, Limit => 200, 'Recursive Union' => 30, 'CTE Scan' => 50, Gather => 20, Memoize => 10);
+
+	cmp_ok($nodes{$_} // 0, '>=', $times{$_}, "plans have this node often enough: $_") foreach sort keys %times;
+}
 
 done_testing();
