@@ -377,8 +377,9 @@ await_answers(LookupState *state, LookupBatch *batch)
 static Snapshot
 new_snapshot(LookupState *state)
 {
-	return RegisterSnapshot(IsInParallelMode() ?
-							GetCatalogSnapshot(RelationGetRelid(state->directory.heap)) : GetLatestSnapshot());
+	if (!IsInParallelMode())
+		return RegisterSnapshot(GetLatestSnapshot());
+	return RegisterSnapshot(GetCatalogSnapshot(RelationGetRelid(state->directory.heap)));
 }
 
 /*

@@ -1,6 +1,7 @@
 /*
  * same_answer.c
- *		Runs statements on a plain PostgreSQL server and on a gateway, side by side, and compares the answers.
+ *		Runs statements on a plain PostgreSQL server and on a gateway, side by side, and compares
+ *		the answers.
  *
  *	same_answer PLAIN GATEWAY ... < script > outcome
  *
@@ -23,12 +24,13 @@
  *	     running --- differs, refused -> skipping until X or U -------+
  *
  * A refused statement is one that only the gateway fails, with 0A000: the two sides are no
- * longer in the same state, so the unit's rest says nothing; the reader of the outcome judges the reason.
- * Floating point numbers are equal within 1e-9; everything else by its text.
+ * longer in the same state, so the unit's rest says nothing; the reader of the outcome judges
+ * the reason.  Floating point numbers are equal within 1e-9; everything else by its text.
  *
  * The outcome: lines "D unit" with the difference on lines that begin with a tab, "R unit message"
  * for a refused statement, "Z milliseconds unit" for a slow one, at the end "N count node" for
- * each kind of plan node, "Q sqlstate count" for errors that were equal, and "T statements errors differences refused".
+ * each kind of plan node, "Q sqlstate count" for errors that were equal, and
+ * "T statements errors differences refused".
  */
 #include <math.h>
 #include <stdbool.h>
@@ -311,7 +313,8 @@ same_answer(const PGresult *a, const PGresult *b, bool ordered)
 				y;
 	bool		same;
 
-	if (PQresultStatus(a) != PQresultStatus(b) || strcmp(PQcmdStatus((PGresult *) a), PQcmdStatus((PGresult *) b)) != 0 ||
+	if (PQresultStatus(a) != PQresultStatus(b) ||
+		strcmp(PQcmdStatus((PGresult *) a), PQcmdStatus((PGresult *) b)) != 0 ||
 		PQntuples(a) != PQntuples(b) || !same_columns(a, b))
 		return false;
 	x = rows_of(a);
@@ -400,10 +403,11 @@ compare(int g, const char *sql, bool ordered)
 	PQclear(b);
 }
 
-/* counts the kinds of nodes of a plan in text format: the words of a node's line before its object */
+/* counts the kinds of nodes of a plan in text format: the words of a line before its object */
 static void
 count_nodes(int g, const char *sql)
 {
+	static const char *const ends[] = {" on ", " using ", "  (", NULL};
 	PGresult   *result;
 	char	   *explain = malloc(strlen(sql) + 64);
 
@@ -421,7 +425,7 @@ count_nodes(int g, const char *sql)
 		else if (i > 0)
 			continue;
 		snprintf(name, sizeof(name), "%s", line);
-		for (const char *const *end = (const char *const[]) {" on ", " using ", "  (", NULL}; *end != NULL; end++)
+		for (const char *const *end = ends; *end != NULL; end++)
 		{
 			char	   *cut = strstr(name, *end);
 
@@ -505,6 +509,7 @@ connect_to(const char *conninfo)
 	return conn;
 }
 
+/* reads the script, writes the outcome; exit code 2 if the script could not be run to its end */
 int
 main(int argc, char **argv)
 {
