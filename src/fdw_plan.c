@@ -59,7 +59,7 @@ fixes_column(PlannerInfo *root, RelOptInfo *rel, Expr *cond, AttrNumber attno)
 
 /*
  * Whether the conditions (RestrictInfos or expressions) fix every column of the
- * table's key, so that the home has one row at most.
+ * table's key, and the key is unique, so that the home has one row at most.
  */
 static bool
 fixes_key(PlannerInfo *root, RelOptInfo *rel, List *conds)
@@ -70,7 +70,7 @@ fixes_key(PlannerInfo *root, RelOptInfo *rel, List *conds)
 	int			nkeys;
 	AttrNumber	keys[INDEX_MAX_KEYS];
 
-	if (rule == NULL || rule->nkeys == 0)
+	if (rule == NULL || rule->nkeys == 0 || !rule->unique)
 		return false;
 
 	/* copied, and attnums of the parent turned into ours: they may differ */

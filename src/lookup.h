@@ -56,12 +56,12 @@ typedef struct LookupTable
 	Oid			userid;			/* whose rights decide, InvalidOid: ask at run time */
 	int			nkeys;
 	LookupKey	keys[INDEX_MAX_KEYS];
-	LookupIndex directory;
+	LookupIndex directory;		/* relid InvalidOid: there is none */
 	AttrNumber	directory_region;	/* region column of the directory */
 	LookupIndex home;			/* partition stored here; relid InvalidOid: pruned */
 	List	   *partitions;		/* OidList: foreign partitions that are not pruned */
 	List	   *servers;		/* OidList: their servers */
-	bool		unique;			/* no two rows have the same key */
+	bool		unique;			/* no two rows have the same key, in all regions */
 	double		tuples;			/* in all partitions that are not pruned */
 } LookupTable;
 

@@ -95,6 +95,7 @@ init_targets(LookupState *state, CustomScan *plan)
 		state->ntargets++;
 	}
 	state->directory.relid = list_nth_oid(oids, LookupDirectoryOid);
+	state->has_directory = OidIsValid(state->directory.relid);
 	state->directory.indexid = list_nth_oid(oids, LookupDirectoryIndexOid);
 	state->directory_region = list_nth_int(list_nth(private, LookupNumbers), LookupDirectoryRegion);
 	state->home.relid = home;
@@ -267,6 +268,44 @@ typedef struct KeyElements
 	int			at;
 } KeyElements;
 
+/*
+ * Leaves each value of one key column only once.  A batch would do so by itself, but the same
+ * key in two batches would be looked up, and its rows come out, twice.
+ */
+static void
+remove_duplicates(LookupState *state, int column, KeyElements *elements)
+{
+	Oid			collation = state->key_collations[column];
+	uint32		size = 16;
+	int		   *table;
+	int			n = 0;
+
+	if (elements->n < 2)
+		return;
+	while (size < 2 * (uint32) elements->n)
+		size *= 2;
+	table = MemoryContextAllocHuge(CurrentMemoryContext, size * sizeof(int));
+	memset(table, -1, size * sizeof(int));
+	for (int i = 0; i < elements->n; i++)
+	{
+		Datum		value = elements->values[i];
+		uint32		slot = DatumGetUInt32(FunctionCall1Coll(&state->key_hash[column], collation, value));
+
+		for (slot &= size - 1; table[slot] >= 0; slot = (slot + 1) & (size - 1))
+		{
+			if (DatumGetBool(FunctionCall2Coll(&state->key_equal[column], collation,
+											   elements->values[table[slot]], value)))
+				break;
+		}
+		if (table[slot] >= 0)
+			continue;
+		table[slot] = n;
+		elements->values[n++] = value;
+	}
+	pfree(table);
+	elements->n = n;
+}
+
 /* evaluates the keys of a scan; "arrays" is set to them, NIL if there is none */
 static void
 evaluate_scan_keys(LookupState *state)
@@ -302,6 +341,7 @@ evaluate_scan_keys(LookupState *state)
 					elements->values[elements->n++] = datumCopy(elements->values[j], state->key_byval[i],
 																state->key_len[i]);
 			}
+			remove_duplicates(state, i, elements);
 		}
 		else
 		{

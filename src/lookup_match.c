@@ -211,8 +211,7 @@ find_home_index(PlannerInfo *root, LookupTable *table, const AttrNumber *keys, R
 			continue;
 		table->home.indexid = index->indexoid;
 		table->home.columns = columns;
-		table->unique = index->unique && index->immediate && index->nkeycolumns == table->nkeys;
-		if (table->unique)
+		if (index->unique)
 			break;
 	}
 	return OidIsValid(table->home.indexid);
@@ -249,7 +248,6 @@ find_partitions(PlannerInfo *root, LookupTable *table, const AttrNumber *keys)
 	}
 	if (table->partitions == NIL || list_length(table->partitions) >= RESIDENCY_MAX_REGIONS)
 		return false;
-	table->unique = true;		/* make_resident makes the key unique unless there is another one */
 	return home == NULL || find_home_index(root, table, keys, home);
 }
 
@@ -337,25 +335,33 @@ residency_lookup_table(PlannerInfo *root, RelOptInfo *rel, Relids outer, List *c
 		rte->relkind != RELKIND_PARTITIONED_TABLE)
 		return false;
 	cached = residency_table_rule(rte->relid);
-	if (cached == NULL || cached->kind != RESIDENCY_RESIDENT || cached->nkeys == 0 ||
-		!OidIsValid(cached->directory))
+	if (cached == NULL || cached->kind != RESIDENCY_RESIDENT || cached->nkeys == 0)
 		return false;
 	rule = *cached;
+
+	/* without a directory all regions are asked, which for keys of its own any scan does */
+	if (!OidIsValid(rule.directory) && outer == NULL)
+		return false;
 
 	memset(table, 0, sizeof(*table));
 	table->rel = rel;
 	table->relid = rte->relid;
 	table->userid = rel->userid;
 	table->nkeys = rule.nkeys;
+	table->unique = rule.unique && OidIsValid(rule.directory);
 	for (int i = 0; i < rule.nkeys; i++)
 	{
 		if (!find_key(root, rel, outer, clauses, rule.keys[i], &table->keys[i]))
 			return false;
 	}
-	cached = residency_table_rule(rule.directory);
-	if (cached == NULL)
-		return false;
-	table->directory_region = cached->region_attno;
+	if (OidIsValid(rule.directory))
+	{
+		cached = residency_table_rule(rule.directory);
+		if (cached == NULL)
+			return false;
+		table->directory_region = cached->region_attno;
+	}
 	return !needs_system_columns(rel) && !is_marked(root, rel) &&
-		find_partitions(root, table, rule.keys) && find_directory(table, &rule, rule.directory);
+		find_partitions(root, table, rule.keys) &&
+		(!OidIsValid(rule.directory) || find_directory(table, &rule, rule.directory));
 }

@@ -5,12 +5,18 @@
  * The text asks for keys by their ordinal number, so answers need not carry the keys, and
  * tells keys that are not held from those whose rows the conditions reject:
  *
- *		SELECT r.c1, ..., k.n, r.held
+ *		SELECT r.c1, ..., k.n,
+ *			   CASE WHEN r.held THEN true
+ *					WHEN residency.homed_here('public', 'details', k.k1::text) THEN false END
  *		FROM ROWS FROM (pg_catalog.unnest($1::uuid[])) WITH ORDINALITY AS k (k1, n)
  *			LEFT JOIN LATERAL (SELECT name, ..., true, <conditions>
  *							   FROM "gbr"."details" AS d
  *							   WHERE uuid = k.k1) AS r (c1, ..., held, passes) ON true
  *		WHERE r.held IS NULL OR r.passes
+ *
+ * The column behind the number is false for a key that is not held although the home's own
+ * directory calls it the home: then there is no such row.  It is NULL for a key that may be
+ * elsewhere, and for all keys not held if there is no directory: nobody asks again then.
  *
  * Columns without a prefix are those of the table, as the inner query is nearest.  The
  * text is the same for all regions but for the table's name, which the executor puts in.
@@ -164,6 +170,31 @@ append_key_conditions(StringInfo buf, const LookupTable *table, const AttrNumber
 }
 
 /*
+ * The key's number, and whether it is held.  The home can ask its own directory only about
+ * keys of the column's own type.
+ */
+static void
+append_held(StringInfo buf, const LookupTable *table, const AttrNumber *keys)
+{
+	bool		same_types = OidIsValid(table->directory.relid);
+
+	for (int i = 0; i < table->nkeys; i++)
+		same_types = same_types &&
+			getBaseType(get_atttype(table->relid, keys[i])) == getBaseType(table->keys[i].type);
+	if (!same_types)
+	{
+		appendStringInfoString(buf, "k.n, r.held");
+		return;
+	}
+	appendStringInfo(buf, "k.n, CASE WHEN r.held THEN true WHEN residency.homed_here(%s, %s",
+					 quote_literal_cstr(get_namespace_name(get_rel_namespace(table->relid))),
+					 quote_literal_cstr(get_rel_name(table->relid)));
+	for (int i = 0; i < table->nkeys; i++)
+		appendStringInfo(buf, ", k.k%d::pg_catalog.text", i + 1);
+	appendStringInfoString(buf, ") THEN false END");
+}
+
+/*
  * Writes the SQL around the table's name into *head and *tail; *params gets what is sent
  * behind the keys.
  */
@@ -196,7 +227,7 @@ make_sql(PlannerInfo *root, const LookupTable *table, const AttrNumber *keys,
 	appendStringInfoString(&start, "SELECT ");
 	foreach(lc, attnos)
 		appendStringInfo(&start, "r.c%d, ", foreach_current_index(lc) + 1);
-	appendStringInfoString(&start, "k.n, r.held");
+	append_held(&start, table, keys);
 	append_keys(&start, table);
 	appendStringInfoString(&start, " LEFT JOIN LATERAL (SELECT ");
 	foreach(lc, attnos)
@@ -401,7 +432,8 @@ plan_lookup(PlannerInfo *root, RelOptInfo *rel, CustomPath *path, List *tlist, L
 	scan->methods = &residency_lookup_scan_methods;
 
 	/* the query does not mention the directory, but its plan depends on it */
-	root->glob->relationOids = lappend_oid(root->glob->relationOids, table->directory.relid);
+	if (OidIsValid(table->directory.relid))
+		root->glob->relationOids = lappend_oid(root->glob->relationOids, table->directory.relid);
 	return &scan->scan.plan;
 }
 

@@ -4,9 +4,13 @@
  *
  * First each key is asked for where the directory says.  While a person moves, or if the
  * directory here is behind, that region may not hold it; it says so, whatever the other
- * conditions.  Only such keys are asked for again: where the directory says by now, and
- * otherwise, or after that, in all regions not asked yet.  Of several regions that
- * hold a key the first one that was asked counts, so no row comes twice.
+ * conditions, and whether its own directory calls it the home.  If so there is no row: a move
+ * changes both in one local commit there.  Only other keys are asked for again: where the
+ * directory says by now, and otherwise, or after that, in all regions not asked yet.  Of
+ * several regions that hold a key the first one that was asked counts, so no row comes twice.
+ *
+ * A table without a directory has keys that any region, and more than one, may hold: all
+ * are asked at once, and all rows count.
  *
  * A region that cannot be reached is an error if a key's home is there, and passed over
  * when it is merely one of all the others.
@@ -238,6 +242,17 @@ ask(LookupState *state, LookupBatch *batch, const uint64 *masks, bool optional)
 	}
 }
 
+/* all regions that are not pruned, as bits */
+static uint64
+all_targets(LookupState *state)
+{
+	uint64		all = 0;
+
+	for (int t = 0; t < state->ntargets; t++)
+		all |= ASKED(t);
+	return all;
+}
+
 /* asks for a new batch's keys where the directory says; does not wait */
 void
 residency_batch_ask(LookupState *state, LookupBatch *batch)
@@ -252,6 +267,12 @@ residency_batch_ask(LookupState *state, LookupBatch *batch)
 		LookupEntry *entry = &batch->entries[i];
 		int			target;
 
+		if (!state->has_directory)
+		{
+			masks[i] = all_targets(state);
+			entry->asked = ASKED_ALL;
+			continue;
+		}
 		if (i % 1000 == 999)
 			ResetExprContext(state->css.ss.ps.ps_ExprContext);
 		target = residency_home_of(state, entry);
@@ -308,9 +329,10 @@ take_answer(LookupState *state, LookupBatch *batch, int number)
 		if (i < 0 || i >= answer->nentries)
 			elog(ERROR, "region answered for key %d of %d", i + 1, answer->nentries);
 		entry = &batch->entries[answer->entries[i]];
-		if (PQgetisnull(answer->res, row, ordinal + 1))
+		if (PQgetisnull(answer->res, row, ordinal + 1) ||
+			*PQgetvalue(answer->res, row, ordinal + 1) != 't')
 			continue;
-		if (entry->held >= 0 && entry->held != answer->target)
+		if (state->has_directory && entry->held >= 0 && entry->held != answer->target)
 			continue;
 		entry->held = answer->target;
 		found = residency_batch_row(batch, entry);
@@ -321,7 +343,8 @@ take_answer(LookupState *state, LookupBatch *batch, int number)
 
 /*
  * A key that the conditions reject is held, too, but does not come back: all that do
- * not come back as missing are held.
+ * not come back as missing count as held.  So does a key of which the home is sure that
+ * nobody holds it.
  */
 static void
 note_held(LookupBatch *batch, const LookupAnswer *answer)
@@ -390,13 +413,11 @@ new_snapshot(LookupState *state)
 static bool
 ask_again(LookupState *state, LookupBatch *batch, bool everywhere)
 {
-	uint64		all = 0;
+	uint64		all = all_targets(state);
 	uint64	   *homes = NULL;
 	uint64	   *others = NULL;
 	Snapshot	snapshot = NULL;
 
-	for (int t = 0; t < state->ntargets; t++)
-		all |= ASKED(t);
 	for (int i = 0; i < batch->nentries; i++)
 	{
 		LookupEntry *entry = &batch->entries[i];

@@ -138,6 +138,7 @@ typedef struct LookupState
 	LookupTarget *targets;
 	int			ntargets;
 	int			local;
+	bool		has_directory;
 	LookupProbe directory;
 	AttrNumber	directory_region;
 	FmgrInfo	region_output;

@@ -24,13 +24,11 @@
 #include "catalog/partition.h"
 #include "catalog/pg_class.h"
 #include "catalog/pg_foreign_server.h"
-#include "catalog/pg_index.h"
 #include "catalog/pg_inherits.h"
 #include "catalog/pg_namespace.h"
 #include "foreign/foreign.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
-#include "utils/fmgroids.h"
 #include "utils/inval.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
@@ -190,35 +188,6 @@ load_regions(void)
 	MemoryContextSwitchTo(old);
 }
 
-/*
- * Primary key columns of a global table, looked up in pg_index without opening
- * the table.
- */
-static void
-load_primary_key(TableRule *rule)
-{
-	Relation	rel = table_open(IndexRelationId, AccessShareLock);
-	ScanKeyData key;
-	SysScanDesc scan;
-	HeapTuple	tuple;
-
-	ScanKeyInit(&key, Anum_pg_index_indrelid, BTEqualStrategyNumber, F_OIDEQ,
-				ObjectIdGetDatum(rule->relid));
-	scan = systable_beginscan(rel, IndexIndrelidIndexId, true, NULL, 1, &key);
-	while (HeapTupleIsValid(tuple = systable_getnext(scan)))
-	{
-		Form_pg_index index = (Form_pg_index) GETSTRUCT(tuple);
-
-		if (!index->indisprimary || !index->indisvalid)
-			continue;
-		rule->nkeys = index->indnkeyatts;
-		for (int i = 0; i < index->indnkeyatts; i++)
-			rule->keys[i] = index->indkey.values[i];
-	}
-	systable_endscan(scan);
-	table_close(rel, AccessShareLock);
-}
-
 /* Resolves the key columns of a resident table; false if one has gone. */
 static bool
 load_key_columns(TableRule *rule, Datum names)
@@ -273,6 +242,8 @@ load_rule(HeapTuple tuple, TupleDesc desc)
 {
 	TableRule	rule = {0};
 	TableRule  *entry;
+	List	   *children = NIL;
+	ListCell   *lc;
 	bool		isnull;
 	Datum		value;
 
@@ -288,7 +259,7 @@ load_rule(HeapTuple tuple, TupleDesc desc)
 
 	if (rule.kind == RESIDENCY_GLOBAL)
 	{
-		load_primary_key(&rule);
+		residency_load_primary_key(&rule);
 		cache.any_global = true;
 	}
 	else
@@ -298,19 +269,18 @@ load_rule(HeapTuple tuple, TupleDesc desc)
 			return;
 		value = heap_getattr(tuple, 5, desc, &isnull);
 		rule.directory = isnull ? InvalidOid : DatumGetObjectId(value);
+		children = find_inheritance_children(rule.relid, NoLock);
+		foreach(lc, children)
+		{
+			if (rule.nkeys > 0 && get_rel_relkind(lfirst_oid(lc)) == RELKIND_RELATION)
+				rule.unique = residency_has_unique_key(&rule, lfirst_oid(lc));
+		}
 	}
 	entry = hash_search(cache.rules, &rule.relid, HASH_ENTER, NULL);
 	*entry = rule;
-
-	if (rule.kind == RESIDENCY_RESIDENT)
-	{
-		List	   *children = find_inheritance_children(rule.relid, NoLock);
-		ListCell   *lc;
-
-		foreach(lc, children)
-			load_partition(&rule, lfirst_oid(lc));
-		list_free(children);
-	}
+	foreach(lc, children)
+		load_partition(&rule, lfirst_oid(lc));
+	list_free(children);
 }
 
 /* Reads residency.rule, then marks the directories. */

@@ -38,6 +38,7 @@ typedef struct TableRule
 	int			nkeys;			/* resident: columns of the directory's key;
 								 * global: columns of the primary key */
 	AttrNumber	keys[INDEX_MAX_KEYS];	/* attnums in relid, in index order */
+	bool		unique;			/* resident: no two rows of a region have the same key */
 	Oid			directory;		/* resident: the global table that knows each key's
 								 * home, InvalidOid if none; global: InvalidOid */
 	bool		is_directory;	/* global: some resident table names it */

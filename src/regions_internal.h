@@ -3,6 +3,7 @@
  *		What the files of the regions part share among themselves.
  *
  * regions.c			cache of the catalog tables
+ * regions_keys.c		keys of declared tables, from pg_index
  * regions_servers.c	from a region to its foreign server, and back
  * regions_trigger.c	triggers: invalidation, no change of a row's region
  * regions_admin.c		one SQL text in many regions, on the admin connections
@@ -17,7 +18,12 @@
 #include "residency.h"
 
 #include "nodes/pg_list.h"
+#include "regions.h"
 #include "remote.h"
+
+/* regions_keys.c: called while the cache is loaded */
+extern void residency_load_primary_key(TableRule *rule);
+extern bool residency_has_unique_key(const TableRule *rule, Oid relid);
 
 /* names (char *) of all other regions in byte order; same life as the rest of regions.h */
 extern List *residency_other_regions(void);
