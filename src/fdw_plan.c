@@ -109,7 +109,7 @@ residency_border_cost(RelOptInfo *rel, const FdwRel *fdw, double rows, bool sort
 	Cost		per_row = BORDER_ROW_COST + BORDER_BYTE_COST * fdw->width + cpu_tuple_cost;
 	QualCost	local;
 
-	*startup = ROUND_TRIP_COST;
+	*startup = residency_trip_cost(fdw->serverid);
 	if (sorted)
 		*startup += cpu_operator_cost * sort_rows * log2(Max(sort_rows, 2.0));
 
@@ -409,8 +409,8 @@ add_parameterized_paths(PlannerInfo *root, RelOptInfo *baserel)
 		residency_border_cost(baserel, fdw, retrieved, false, 0, &startup, &total);
 		if (!is_one_row(root, info->ppi_req_outer))
 		{
-			startup += (DOUBTED_ROUND_TRIPS - 1) * ROUND_TRIP_COST;
-			total += (DOUBTED_ROUND_TRIPS - 1) * ROUND_TRIP_COST;
+			startup += (DOUBTED_ROUND_TRIPS - 1) * residency_trip_cost(fdw->serverid);
+			total += (DOUBTED_ROUND_TRIPS - 1) * residency_trip_cost(fdw->serverid);
 		}
 		add_path(baserel, (Path *)
 				 compat_create_foreignscan_path(root, baserel, NULL, rows, startup, total, NIL,

@@ -17,9 +17,9 @@
 #include "nodes/primnodes.h"
 
 /*
- * Cost of one round trip, in the planner's units.  A constant: the real delay
- * differs by region and moment, and all that plans must know is that a trip per
- * row is dearer than fetching some ten thousand rows once.
+ * Cost of a round trip to a region whose distance nobody has measured, in the planner's
+ * units: some 20 ms.  All that plans must know then is that a trip per row is dearer than
+ * fetching some ten thousand rows once.
  */
 #define ROUND_TRIP_COST 1000.0
 /* cost of moving one row, and each byte of it, over the border */
@@ -76,6 +76,9 @@ extern EquivalenceMember *residency_sort_member(PlannerInfo *root, RelOptInfo *r
 extern bool residency_can_sort(PlannerInfo *root, RelOptInfo *rel, List *pathkeys);
 extern void residency_border_cost(RelOptInfo *rel, const FdwRel *fdw, double rows, bool sorted,
 								  double sort_rows, Cost *startup, Cost *total);
+
+/* fdw_plan_cost.c */
+extern double residency_trip_cost(Oid serverid);
 
 /* fdw_plan_limit.c */
 extern bool residency_limit_applies(PlannerInfo *root, RelOptInfo *rel, List *pathkeys);

@@ -2,9 +2,8 @@
  * lookup_path.c
  *		Offers region lookups to the planner, with their cost.
  *
- * A lookup competes with fetching whole partitions.  Against those it asks fewer regions
- * (an expected number: the homes are not known before the keys are), moves fewer
- * rows, and sends the keys.  So it loses where there are as many keys as rows.
+ * A lookup competes with fetching whole partitions.  Against those it asks fewer regions,
+ * moves fewer rows, and sends the keys.  So it loses where there are as many keys as rows.
  *
  * Semijoins from the resident side (key IN (SELECT ...)) are offered by the planner as
  * joins with the distinct rows of the subquery, which is what a lookup wants.
@@ -19,12 +18,17 @@
 #include "optimizer/pathnode.h"
 #include "optimizer/paths.h"
 #include "optimizer/restrictinfo.h"
+#include "utils/lsyscache.h"
 #include "utils/selfuncs.h"
 
 #include "fdw_plan.h"
+#include "regions.h"
 
 /* finding one key in a local index whose pages are in memory */
 #define PROBE_COST (50 * cpu_operator_cost)
+
+/* keys before the first row can come out, about */
+#define FIRST_KEYS 1000
 
 /* bytes of a key in the text of a request, about */
 #define KEY_BYTES 40
@@ -32,14 +36,54 @@
 static set_rel_pathlist_hook_type next_rel_pathlist = NULL;
 static set_join_pathlist_hook_type next_join_pathlist = NULL;
 
-/* how many regions are expected to be asked for that many keys */
-static double
-expected_regions(const LookupTable *table, double keys)
+/* number of regions that may hold rows of a key */
+static int
+count_regions(const LookupTable *table)
 {
-	int			remote = list_length(table->partitions);
-	int			all = remote + (OidIsValid(table->home.relid) ? 1 : 0);
+	return list_length(table->partitions) + (OidIsValid(table->home.relid) ? 1 : 0);
+}
 
-	return remote * (1.0 - pow(1.0 - 1.0 / all, keys));
+/*
+ * What it costs to ask the homes of that many keys once: homes are not known before the keys
+ * are, so each region counts as often as it is likely to be one.
+ */
+static double
+trips_cost(const LookupTable *table, double keys)
+{
+	double		asked = 1.0;
+	double		cost = 0;
+	ListCell   *lc;
+
+	if (OidIsValid(table->directory.relid))
+		asked = 1.0 - pow(1.0 - 1.0 / count_regions(table), keys);
+	foreach(lc, table->servers)
+		cost += residency_trip_cost(lfirst_oid(lc)) * asked;
+	return cost;
+}
+
+/*
+ * Rows that a lookup of that many keys finds.  For a scan rel->rows knows, but it counts the
+ * rows that each partition would have if all keys were at home there.
+ */
+static double
+rows_found(PlannerInfo *root, const LookupTable *table, double keys, bool scan)
+{
+	RelOptInfo *rel = table->rel;
+	const TableRule *rule;
+	List	   *columns = NIL;
+	double		distinct;
+
+	if (table->unique)
+		return scan ? Min(rel->rows, keys) : keys * Min(rel->rows / Max(table->tuples, 1.0), 1.0);
+	if (scan)
+		return clamp_row_est(OidIsValid(table->directory.relid) ? rel->rows / count_regions(table) : rel->rows);
+	rule = residency_table_rule(table->relid);
+	for (int i = 0; rule != NULL && i < table->nkeys; i++)
+		columns = lappend(columns, makeVar(rel->relid, rule->keys[i],
+										   get_atttype(table->relid, rule->keys[i]), -1,
+										   get_typcollation(get_atttype(table->relid, rule->keys[i])), 0));
+	distinct = estimate_num_groups(root, columns, Max(table->tuples, 1.0), NULL, NULL);
+	return keys * Min(rel->rows / Max(distinct, 1.0), Max(rel->rows, 1.0));
 }
 
 /*
@@ -47,19 +91,15 @@ expected_regions(const LookupTable *table, double keys)
  * row, without what comes before the first key.
  */
 static void
-lookup_cost(const LookupTable *table, double keys, Cost *startup, Cost *total)
+lookup_cost(PlannerInfo *root, const LookupTable *table, double keys, bool scan, Cost *startup, Cost *total)
 {
-	RelOptInfo *rel = table->rel;
-	double		fraction = Min(rel->rows / Max(table->tuples, 1.0), 1.0);
-	double		found = table->unique ? keys : Max(keys, rel->rows * Min(keys / Max(rel->rows, 1.0), 1.0));
-	double		away = (double) list_length(table->partitions) /
-		(list_length(table->partitions) + (OidIsValid(table->home.relid) ? 1 : 0));
-	double		crossing = Min(found * fraction, rel->rows) * away;
+	double		away = (double) list_length(table->partitions) / count_regions(table);
+	double		crossing = rows_found(root, table, keys, scan) * away;
 
-	*startup = ROUND_TRIP_COST * expected_regions(table, Min(keys, 1000));
-	*total = ROUND_TRIP_COST * expected_regions(table, keys) +
+	*startup = trips_cost(table, Min(keys, FIRST_KEYS));
+	*total = trips_cost(table, keys) +
 		keys * (2 * PROBE_COST + KEY_BYTES * BORDER_BYTE_COST) +
-		crossing * (BORDER_ROW_COST + BORDER_BYTE_COST * rel->reltarget->width);
+		crossing * (BORDER_ROW_COST + BORDER_BYTE_COST * table->rel->reltarget->width);
 }
 
 /* a path without what differs between scan and join */
@@ -140,9 +180,9 @@ lookup_rel_pathlist(PlannerInfo *root, RelOptInfo *rel, Index rti, RangeTblEntry
 		return;
 
 	keys = estimate_keys(root, &table);
-	lookup_cost(&table, keys, &startup, &total);
+	lookup_cost(root, &table, keys, true, &startup, &total);
 	path = make_path(root, rel, &table, JOIN_INNER, NIL);
-	path->path.rows = table.unique ? Min(rel->rows, keys) : rel->rows;
+	path->path.rows = rows_found(root, &table, keys, true);
 	path->path.startup_cost = startup + rel->reltarget->cost.startup;
 	path->path.total_cost = total + rel->reltarget->cost.startup +
 		path->path.rows * (rel->reltarget->cost.per_tuple + cpu_tuple_cost);
@@ -219,7 +259,7 @@ add_join_path(PlannerInfo *root, RelOptInfo *joinrel, const LookupTable *table,
 	Cost		startup;
 	Cost		total;
 
-	lookup_cost(table, outer->rows, &startup, &total);
+	lookup_cost(root, table, outer->rows, false, &startup, &total);
 	cost_qual_eval(&qual, clauses, root);
 	path->path.rows = joinrel->rows;
 	path->path.startup_cost = outer->startup_cost + startup + qual.startup +

@@ -103,7 +103,7 @@ is($r->round_trips('usa', 'SELECT * FROM app.loose WHERE id = ANY (ARRAY[1, 2, 3
 # many rows for each key
 same('many rows', 'SELECT a.* FROM app.address a WHERE id IN (1, 2, 3) ORDER BY no');
 same('many rows, join', 'SELECT f.id, a.street FROM few f JOIN app.address a USING (id) ORDER BY 1, 2');
-is($session->query('EXPLAIN SELECT * FROM app.address WHERE id = 4') =~ /Region Lookup.*rows=(\d+)/ ? $1 : 0, 3, 'many rows: expected as they are');
+like($session->query('EXPLAIN SELECT * FROM app.address WHERE id = 4'), qr/Region Lookup.*rows=[234] /, 'many rows: expected about as they are');
 
 # one key in several batches
 my $many = q{SELECT count(*), sum(length(name)) FROM app.details WHERE id = ANY (ARRAY(SELECT 1 + i % 14000 FROM generate_series(1, 28000) i))};
