@@ -5,10 +5,12 @@
  * lookup_path.c	which scans and joins can be one, and what it costs
  * lookup_match.c	conditions that fix the key; the indexes behind them
  * lookup_plan.c	the plan node with its SQL
+ * lookup_keys.c	types of the keys; their values, for a scan
  * lookup_exec.c	the node: batches in, joined rows out
  * lookup_batch.c	one batch: outer rows, their distinct keys, the rows found
  * lookup_home.c	directory and local partition, read by their indexes
  * lookup_send.c	asking regions, and asking again for what they do not hold
+ * lookup_homed.c	what a home answers about keys that it does not hold
  * lookup_explain.c	what EXPLAIN prints
  *
  * A lookup has two forms.  As a scan, the keys are expressions (key = $1, key = ANY

@@ -184,6 +184,10 @@ typedef struct LookupState
 extern const CustomExecMethods residency_lookup_exec_methods;
 extern void residency_lookup_load(LookupState *state, const Datum *values, const bool *nulls);
 
+/* lookup_keys.c */
+extern void residency_keys_init(LookupState *state, CustomScan *plan);
+extern void residency_keys_fill(LookupState *state, LookupBatch *batch, int max_rows);
+
 /* lookup_batch.c */
 extern LookupBatch *residency_batch_make(LookupState *state);
 extern void residency_batch_free(LookupBatch *batch);
