@@ -22,6 +22,7 @@
 #include "tcop/utility.h"
 #include "utils/builtins.h"
 
+#include "border.h"
 #include "commit.h"
 #include "fdw.h"
 #include "global.h"
@@ -122,6 +123,7 @@ residency_statement_end(void)
 	}
 	check_home_constraint_here();	/* while the answers are on their way */
 	residency_remote_wait_deferred();
+	residency_border_flush();
 }
 
 /* one level deeper, with bounded lock waits if locks >= 0 (global.h); returns locks */

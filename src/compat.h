@@ -131,6 +131,11 @@
 #define COMPAT_HAS_EXPLAIN_FORMAT 1
 #endif
 
+/* what a hook for EXPLAIN of a query stands in for has a name since 17 */
+#if PG_VERSION_NUM >= 170000
+#define COMPAT_HAS_STANDARD_EXPLAIN 1
+#endif
+
 /* index_beginscan takes instrumentation since 18 */
 #if PG_VERSION_NUM >= 180000
 #define compat_index_beginscan(heap, index, snapshot, nkeys) \

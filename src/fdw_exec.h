@@ -26,6 +26,8 @@ struct FdwNode
 	ForeignScanState *state;
 	Oid			serverid;
 	Oid			userid;			/* whose rights decide at the home */
+	Oid			table;			/* whose traffic its requests are, see border.h */
+	RemoteTally *tally;			/* NULL unless somebody wants to see it */
 	FdwNodeStart start;
 	bool		started;
 	bool		modifies;		/* direct UPDATE or DELETE */
@@ -73,6 +75,7 @@ typedef struct FdwModify FdwModify;
 extern FdwModify *residency_modify_make(EState *estate, ResultRelInfo *rri, CmdType operation,
 										bool counts, List *targets, List *returning,
 										bool do_nothing, bool wants_row, List *subplan_tlist);
+extern const RemoteTraffic *residency_modify_traffic(FdwModify *modify);
 extern uint64 residency_modify_end(FdwModify *modify);
 extern uint64 residency_modify_settle(EState *estate);
 extern void residency_modify_flush_all(RemoteRegion *region);

@@ -25,6 +25,7 @@
 #include "utils/lsyscache.h"
 #include "utils/rel.h"
 
+#include "border.h"
 #include "regions.h"
 
 static ExecutorRun_hook_type next_ExecutorRun = NULL;
@@ -300,6 +301,7 @@ residencyExecForeignTruncate(List *rels, DropBehavior behavior, bool restart_seq
 {
 	StringInfoData buf;
 	Oid			serverid = InvalidOid;
+	RemoteSubject about = {InvalidOid, 0, NULL};
 	int			flags = REMOTE_WRITES | REMOTE_DEFERRED;
 	ListCell   *lc;
 
@@ -313,13 +315,14 @@ residencyExecForeignTruncate(List *rels, DropBehavior behavior, bool restart_seq
 			appendStringInfoString(&buf, ", ");
 		residency_deparse_relation(&buf, rel);
 		serverid = GetForeignTable(RelationGetRelid(rel))->serverid;
+		about.relid = residency_border_table(RelationGetRelid(rel));
 		if (residency_home_constraint(RelationGetRelid(rel)))
 			flags |= REMOTE_RESIDENT;
 	}
 	appendStringInfo(&buf, " %s IDENTITY %s", restart_seqs ? "RESTART" : "CONTINUE",
 					 behavior == DROP_CASCADE ? "CASCADE" : "RESTRICT");
-	(void) residency_remote_send(residency_remote_region(serverid), GetUserId(), buf.data,
-								 0, NULL, flags, -1);
+	(void) residency_remote_send_about(&about, residency_remote_region(serverid), GetUserId(),
+									   buf.data, 0, NULL, flags, -1);
 }
 
 /* installs the write callbacks */

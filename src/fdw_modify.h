@@ -34,6 +34,8 @@ struct FdwModify
 	Relation	rel;
 	Oid			serverid;
 	Oid			userid;
+	Oid			table;			/* whose traffic its requests are, see border.h */
+	RemoteTally *tally;			/* NULL unless somebody wants to see it */
 	CmdType		operation;
 	List	   *targets;		/* attnums sent */
 	int			ntargets;

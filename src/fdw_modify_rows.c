@@ -27,6 +27,7 @@
 #include "utils/memutils.h"
 #include "utils/rel.h"
 
+#include "border.h"
 #include "regions.h"
 
 /* role whose rights decide about a write */
@@ -121,6 +122,8 @@ residency_modify_make(EState *estate, ResultRelInfo *rri, CmdType operation, boo
 	modify->rel = rel;
 	modify->serverid = GetForeignTable(RelationGetRelid(rel))->serverid;
 	modify->userid = write_userid(estate, rri);
+	modify->table = residency_border_table(RelationGetRelid(rel));
+	modify->tally = residency_border_tally(estate);
 	modify->operation = operation;
 	modify->targets = targets;
 	modify->ntargets = list_length(targets);
@@ -238,8 +241,11 @@ static PGresult *
 send_and_wait(FdwModify *modify, const char *sql, int nvalues, const char **values,
 			  RemoteRequest **req)
 {
-	*req = residency_remote_send(residency_remote_region(modify->serverid), modify->userid, sql,
-								 nvalues, values, modify->flags | REMOTE_NAMED, -1);
+	RemoteSubject about = {modify->table, 1, modify->tally};
+
+	*req = residency_remote_send_about(&about, residency_remote_region(modify->serverid),
+									   modify->userid, sql, nvalues, values,
+									   modify->flags | REMOTE_NAMED, -1);
 	return residency_remote_wait(*req);
 }
 

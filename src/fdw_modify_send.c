@@ -61,6 +61,14 @@ residency_modify_forget(void *arg)
 {
 	unlink_buffer((FdwModify *) arg);
 	unlink_unsettled((FdwModify *) arg);
+	residency_tally_release(((FdwModify *) arg)->tally);
+}
+
+/* what a modification has sent and got, if it is counted, else NULL; for EXPLAIN */
+const RemoteTraffic *
+residency_modify_traffic(FdwModify *modify)
+{
+	return modify != NULL && modify->tally != NULL ? &modify->tally->traffic : NULL;
 }
 
 /* text of the INSERT of a full batch, made once for the query */
@@ -102,12 +110,13 @@ residency_modify_send(FdwModify *modify, const char *sql, int nvalues, const cha
 					  int flags, int rows)
 {
 	RemoteRegion *region = residency_remote_region(modify->serverid);
+	RemoteSubject about = {modify->table, rows, modify->tally};
 
 	flags |= modify->flags;
 	if (modify->mode == WRITE_DEFERRED)
 	{
-		(void) residency_remote_send(region, modify->userid, sql, nvalues, values,
-									 flags | REMOTE_DEFERRED, rows);
+		(void) residency_remote_send_about(&about, region, modify->userid, sql, nvalues, values,
+										   flags | REMOTE_DEFERRED, rows);
 		return;
 	}
 	if (modify->unsettled == NULL)
@@ -116,7 +125,7 @@ residency_modify_send(FdwModify *modify, const char *sql, int nvalues, const cha
 	if (modify->nunsettled >= MAX_UNSETTLED)
 		settle_some(modify, MAX_UNSETTLED / 2);
 	modify->unsettled[modify->nunsettled].req =
-		residency_remote_send(region, modify->userid, sql, nvalues, values, flags, -1);
+		residency_remote_send_about(&about, region, modify->userid, sql, nvalues, values, flags, -1);
 	modify->unsettled[modify->nunsettled++].rows = rows;
 	if (!modify->unsettled_linked)
 		dlist_push_tail(&unsettled_writes, &modify->unsettled_link);
@@ -259,7 +268,8 @@ residency_modify_settle(EState *estate)
 	{
 		FdwModify  *modify = dlist_container(FdwModify, link, iter.cur);
 
-		if (modify->estate == estate && modify->mode == WRITE_COUNTED)
+		/* EXPLAIN prints what was sent before the modification ends */
+		if (modify->estate == estate && (modify->mode == WRITE_COUNTED || modify->tally != NULL))
 			flush_buffer(modify);
 	}
 	dlist_foreach_modify(iter, &unsettled_writes)

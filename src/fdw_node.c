@@ -16,6 +16,9 @@
 #include "miscadmin.h"
 #include "nodes/nodeFuncs.h"
 #include "utils/memutils.h"
+#include "utils/rel.h"
+
+#include "border.h"
 
 dlist_head	residency_live_nodes = DLIST_STATIC_INIT(residency_live_nodes);
 
@@ -24,6 +27,23 @@ static void
 forget_node(void *arg)
 {
 	residency_node_end((FdwNode *) arg);
+	residency_tally_release(((FdwNode *) arg)->tally);
+}
+
+/* the table whose traffic a scan is; of a join that its home does, the first one */
+static Oid
+scan_table(ForeignScanState *state)
+{
+	ForeignScan *plan = (ForeignScan *) state->ss.ps.plan;
+	int			rti = plan->scan.scanrelid > 0 ? plan->scan.scanrelid : -1;
+
+	while (rti < 0 || exec_rt_fetch(rti, state->ss.ps.state)->rtekind != RTE_RELATION)
+	{
+		rti = bms_next_member(plan->fs_relids, rti);
+		if (rti < 0)
+			return InvalidOid;
+	}
+	return residency_border_table(exec_rt_fetch(rti, state->ss.ps.state)->relid);
 }
 
 /* role whose rights decide about a scan: a view's or definer function's, or the user */
@@ -58,6 +78,8 @@ residency_node_init(FdwNode *node, ForeignScanState *state, bool modifies, FdwNo
 	node->state = state;
 	node->serverid = plan->fs_server;
 	node->userid = scan_userid(state);
+	node->table = scan_table(state);
+	node->tally = residency_border_tally(state->ss.ps.state);
 	node->start = start;
 	node->modifies = modifies;
 	node->nparams = list_length(exprs);
@@ -132,12 +154,14 @@ RemoteRequest *
 residency_node_send(FdwNode *node, const char *sql, int nparams, int flags)
 {
 	EState	   *before = residency_modify_reading(node->state->ss.ps.state);
+	RemoteSubject about = {node->table, 0, node->tally};
 	RemoteRequest *req = NULL;
 
 	PG_TRY();
 	{
-		req = residency_remote_send(residency_remote_region(node->serverid), node->userid, sql,
-									nparams, nparams > 0 ? node->param_values : NULL, flags, -1);
+		req = residency_remote_send_about(&about, residency_remote_region(node->serverid),
+										  node->userid, sql, nparams,
+										  nparams > 0 ? node->param_values : NULL, flags, -1);
 	}
 	PG_FINALLY();
 	{

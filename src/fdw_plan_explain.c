@@ -1,11 +1,12 @@
 /*
  * fdw_plan_explain.c
- *		What EXPLAIN prints about nodes of ours: the region, and with VERBOSE the
- *		SQL sent there.
+ *		What EXPLAIN prints about nodes of ours: the region, with ANALYZE what crossed the
+ *		border, and with VERBOSE the SQL sent there.
  */
 #include "residency.h"
 
-#include "fdw.h"
+#include "border.h"
+#include "fdw_exec.h"
 #include "fdw_plan.h"
 #include "regions.h"
 
@@ -18,14 +19,25 @@
 #include "utils/rel.h"
 
 /*
- * The two properties that all nodes share.
+ * The properties that all nodes share.  Without traffic nothing is known of it.
  */
 static void
-explain_node(ExplainState *es, Oid serverid, const char *sql)
+explain_node(ExplainState *es, Oid serverid, const char *sql, const RemoteTraffic *traffic)
 {
-	ExplainPropertyText("Region", residency_server_region(serverid), es);
+	residency_border_explain(es, list_make1(residency_server_region(serverid)), traffic);
 	if (es->verbose && sql != NULL)
 		ExplainPropertyText("Remote SQL", sql, es);
+}
+
+/*
+ * What crossed for a scan, if it was run and counted.
+ */
+static const RemoteTraffic *
+scan_traffic(ForeignScanState *node)
+{
+	FdwNode    *state = (FdwNode *) node->fdw_state;
+
+	return state != NULL && state->tally != NULL ? &state->tally->traffic : NULL;
 }
 
 /*
@@ -36,7 +48,8 @@ residencyExplainForeignScan(ForeignScanState *node, ExplainState *es)
 {
 	ForeignScan *plan = castNode(ForeignScan, node->ss.ps.plan);
 
-	explain_node(es, plan->fs_server, strVal(list_nth(plan->fdw_private, FdwScanSql)));
+	explain_node(es, plan->fs_server, strVal(list_nth(plan->fdw_private, FdwScanSql)),
+				 scan_traffic(node));
 }
 
 /*
@@ -47,7 +60,8 @@ residencyExplainDirectModify(ForeignScanState *node, ExplainState *es)
 {
 	ForeignScan *plan = castNode(ForeignScan, node->ss.ps.plan);
 
-	explain_node(es, plan->fs_server, strVal(list_nth(plan->fdw_private, FdwDirectSql)));
+	explain_node(es, plan->fs_server, strVal(list_nth(plan->fdw_private, FdwDirectSql)),
+				 scan_traffic(node));
 }
 
 /*
@@ -66,7 +80,7 @@ residencyExplainForeignModify(ModifyTableState *mtstate, ResultRelInfo *rinfo,
 	/* a partition that rows are routed to has no list of its own */
 	if (fdw_private == NIL)
 	{
-		explain_node(es, serverid, NULL);
+		explain_node(es, serverid, NULL, residency_modify_traffic(rinfo->ri_FdwState));
 		return;
 	}
 	targets = list_nth(fdw_private, FdwModifyTarget);
@@ -88,7 +102,7 @@ residencyExplainForeignModify(ModifyTableState *mtstate, ResultRelInfo *rinfo,
 		default:
 			break;
 	}
-	explain_node(es, serverid, sql.data);
+	explain_node(es, serverid, sql.data, residency_modify_traffic(rinfo->ri_FdwState));
 }
 
 /*

@@ -45,6 +45,7 @@ typedef struct NoteReader
 {
 	NoteTable  *table;
 	int			wire_number;	/* position of the table in this request, 0 none yet */
+	uint64		rows;			/* of the table in this request */
 	Relation	rel;
 	Relation	index;
 	IndexScanDesc scan;
@@ -379,20 +380,25 @@ put_move(Sender *sender, NoteReader *reader, Note *move)
 	residency_note_touch(move->to);
 }
 
-/* Queues one request with the same parameters on all regions but those left out. */
+/*
+ * Queues one request with the same parameters on all regions but those left out.  Its
+ * traffic is put down to the table given, if any.
+ */
 static void
-send_everywhere(const char *sql, int nparams, const char *const *values, List *left_out)
+send_everywhere(Oid relid, uint64 rows, const char *sql, int nparams, const char *const *values,
+				List *left_out)
 {
+	RemoteSubject about = {relid, rows, NULL};
 	List	   *servers = list_copy(residency_other_servers());
 	ListCell   *lc;
 
 	foreach(lc, servers)
 		if (left_out == NIL ||
 			!residency_region_listed(left_out, residency_server_region(lfirst_oid(lc))))
-			(void) residency_remote_send(residency_remote_region(lfirst_oid(lc)), GetUserId(),
-										 sql, nparams, values,
-										 REMOTE_WRITES | REMOTE_DEFERRED |
-										 REMOTE_NAMED | REMOTE_AS_GATEWAY, 1);
+			(void) residency_remote_send_about(&about, residency_remote_region(lfirst_oid(lc)),
+											   GetUserId(), sql, nparams, values,
+											   REMOTE_WRITES | REMOTE_DEFERRED |
+											   REMOTE_NAMED | REMOTE_AS_GATEWAY, 1);
 	list_free(servers);
 }
 
@@ -417,20 +423,34 @@ not_sent_to(Sender *sender)
 	return regions;
 }
 
-/* Sends the records written so far, and starts anew. */
+/*
+ * Sends the records written so far, and starts anew.  For the counters the request is about
+ * the table with the most rows in it.
+ */
 static void
 send_chunk(Sender *sender, bool last)
 {
 	const char *values[5];
+	NoteReader *most = NULL;
+	uint64		rows = 0;
 	ListCell   *lc;
 	List	   *excluded = not_sent_to(sender);
+
+	foreach(lc, sender->readers)
+	{
+		NoteReader *reader = (NoteReader *) lfirst(lc);
+
+		if (most == NULL || reader->rows > most->rows)
+			most = reader;
+		rows += reader->rows;
+	}
 
 	values[0] = residency_text_array(sender->tables);
 	values[1] = residency_text_array(sender->homes);
 	values[2] = sender->changes.data;
 	values[3] = last ? "t" : "f";
 	values[4] = residency_text_array(sender->left_out);
-	send_everywhere(APPLY_SQL, 5, values, excluded);
+	send_everywhere(most != NULL ? most->table->relid : InvalidOid, rows, APPLY_SQL, 5, values, excluded);
 	batch_open = !last;
 
 	if (sender->notes)
@@ -442,7 +462,10 @@ send_chunk(Sender *sender, bool last)
 	sender->tables = NIL;
 	sender->homes = NIL;
 	foreach(lc, sender->readers)
+	{
 		((NoteReader *) lfirst(lc))->wire_number = 0;
+		((NoteReader *) lfirst(lc))->rows = 0;
+	}
 }
 
 /* Writes the records of all dirty notes, in order. */
@@ -456,6 +479,7 @@ put_notes(Sender *sender, bool all)
 		Note	   *note = dlist_container(Note, node, iter.cur);
 		NoteReader *reader;
 		MemoryContext old;
+		int			length = sender->changes.len;
 
 		if (!note->dirty)
 			continue;
@@ -475,6 +499,7 @@ put_notes(Sender *sender, bool all)
 			put_row(sender, reader, note);
 		MemoryContextSwitchTo(old);
 		MemoryContextReset(sender->row_context);
+		reader->rows += sender->changes.len > length;
 		if (sender->changes.len >= CHUNK_BYTES)
 			send_chunk(sender, false);
 	}
@@ -542,7 +567,7 @@ residency_global_send_truncate(Relation rel, NoteTable *table)
 	residency_notes_settle_table(table);
 	residency_global_send(true, true);
 	values[0] = residency_text_array(list_make1(relation_name(rel)));
-	send_everywhere(TRUNCATE_SQL, 1, values, NIL);
+	send_everywhere(RelationGetRelid(rel), 0, TRUNCATE_SQL, 1, values, NIL);
 }
 
 /*

@@ -3,7 +3,7 @@
  *		What EXPLAIN prints about a region lookup.
  *
  * Without ANALYZE the regions are those that might be asked; with it those that were, the
- * number of distinct keys per batch summed up, and the round trips that were waited for.
+ * number of distinct keys per batch summed up, and what crossed the borders for them.
  */
 #include "lookup_state.h"
 
@@ -17,6 +17,8 @@
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
 #include "utils/ruleutils.h"
+
+#include "border.h"
 
 /* name of a join as SQL has it */
 static const char *
@@ -92,9 +94,7 @@ residency_lookup_explain(CustomScanState *node, List *ancestors, ExplainState *e
 		if (!es->analyze || state->targets[i].asked)
 			regions = lappend(regions, i == state->local ? "local" : state->targets[i].region);
 	}
-	ExplainPropertyList("Regions", regions, es);
-	if (es->analyze)
-		ExplainPropertyInteger("Round Trips", NULL, state->round_trips, es);
+	residency_border_explain(es, regions, state->tally ? &state->tally->traffic : NULL);
 	if (es->verbose)
 		ExplainPropertyText("Remote SQL",
 							psprintf("%s%s%s", state->sql_head,

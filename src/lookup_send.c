@@ -34,6 +34,7 @@
 #include "utils/rel.h"
 #include "utils/snapmgr.h"
 
+#include "border.h"
 #include "fdw_exec.h"
 
 /* LookupEntry.asked of a key that is asked for nowhere else */
@@ -121,6 +122,7 @@ send_question(LookupState *state, LookupBatch *batch, LookupAnswer *answer)
 												  ALLOCSET_DEFAULT_SIZES);
 	MemoryContext old = MemoryContextSwitchTo(context);
 	const char **values = palloc((state->nkeys + state->nparams) * sizeof(char *));
+	RemoteSubject about = {residency_border_table(target->partition), answer->nentries, state->tally};
 	int			level;
 
 	PG_TRY();
@@ -139,10 +141,10 @@ send_question(LookupState *state, LookupBatch *batch, LookupAnswer *answer)
 		residency_output_end(level);
 		for (int i = 0; i < state->nparams; i++)
 			values[state->nkeys + i] = state->param_values[i];
-		answer->req = residency_remote_send(residency_remote_region(target->serverid),
-											OidIsValid(state->userid) ? state->userid : GetUserId(),
-											target->sql, state->nkeys + state->nparams, values,
-											again ? REMOTE_NAMED : 0, -1);
+		answer->req = residency_remote_send_about(&about, residency_remote_region(target->serverid),
+												  OidIsValid(state->userid) ? state->userid : GetUserId(),
+												  target->sql, state->nkeys + state->nparams, values,
+												  again ? REMOTE_NAMED : 0, -1);
 	}
 	PG_FINALLY();
 	{
@@ -286,11 +288,10 @@ residency_batch_ask(LookupState *state, LookupBatch *batch)
 	pfree(masks);
 }
 
-/* waits for one answer; counts the round trip if that took one */
+/* waits for one answer */
 static void
 await_answer(LookupState *state, LookupAnswer *answer)
 {
-	uint64		before = residency_remote_counters()->round_trips;
 	MemoryContext context = CurrentMemoryContext;
 
 	if (!residency_remote_answered(answer->req))
@@ -309,7 +310,6 @@ await_answer(LookupState *state, LookupAnswer *answer)
 	}
 	else
 		answer->res = residency_remote_wait(answer->req);
-	state->round_trips += residency_remote_counters()->round_trips - before;
 }
 
 /* hands the rows of an answer to their keys */
@@ -490,6 +490,7 @@ static void
 forget_node(void *arg)
 {
 	residency_lookup_forget((LookupState *) arg);
+	residency_tally_release(((LookupState *) arg)->tally);
 }
 
 /* puts a node on the list of live ones, until it ends or its query's memory goes */
@@ -498,6 +499,7 @@ residency_lookup_live(LookupState *state)
 {
 	dlist_push_tail(&live_nodes, &state->link);
 	state->live = true;
+	state->tally = residency_border_tally(state->css.ss.ps.state);
 	state->reset.func = forget_node;
 	state->reset.arg = state;
 	MemoryContextRegisterResetCallback(state->css.ss.ps.state->es_query_cxt, &state->reset);

@@ -177,7 +177,7 @@ typedef struct LookupState
 
 	/* for EXPLAIN ANALYZE */
 	uint64		keys_asked;
-	uint64		round_trips;
+	RemoteTally *tally;			/* NULL unless somebody wants to see it */
 } LookupState;
 
 /* lookup_exec.c */

@@ -23,6 +23,7 @@
 
 #include "lib/ilist.h"
 #include "libpq-fe.h"
+#include "nodes/pg_list.h"
 
 typedef struct RemoteRegion RemoteRegion;	/* remote_internal.h */
 typedef struct RemoteRequest RemoteRequest;
@@ -73,6 +74,43 @@ extern RemoteRequest *residency_remote_send(RemoteRegion *region, Oid userid,
 											const char *const *values,
 											int flags, int64 expect);
 
+/*
+ * Traffic of one node of a plan: lives until the node and all requests that carry it
+ * have let go of it, since a deferred request may outlive its query.
+ */
+typedef struct RemoteTraffic
+{
+	uint64		statements;		/* sent */
+	uint64		round_trips;	/* flights whose answer somebody stood still for */
+	uint64		rows_out;		/* rows in parameters */
+	uint64		rows_in;		/* rows in answers */
+	uint64		bytes_out;		/* payload of requests: SQL and parameters */
+	uint64		bytes_in;		/* payload of rows in answers */
+} RemoteTraffic;
+
+typedef struct RemoteTally
+{
+	RemoteTraffic traffic;
+	uint64		last_trip;		/* the last round trip that was counted */
+	int			references;
+} RemoteTally;
+
+extern RemoteTally *residency_tally_make(void);
+extern void residency_tally_release(RemoteTally *tally);	/* NULL is allowed */
+
+/* what a request is about, for the counters */
+typedef struct RemoteSubject
+{
+	Oid			relid;			/* the table as declared, or InvalidOid */
+	uint64		rows;			/* in the parameters */
+	RemoteTally *tally;			/* or NULL */
+} RemoteSubject;
+
+/* residency_remote_send of a request whose traffic is put down to a table and a node */
+extern RemoteRequest *residency_remote_send_about(const RemoteSubject *about, RemoteRegion *region,
+												  Oid userid, const char *sql, int nparams,
+												  const char *const *values, int flags, int64 expect);
+
 /* starts the flights of everything queued so far; never waits */
 extern void residency_remote_flush(void);
 
@@ -109,14 +147,14 @@ extern void residency_remote_wait_deferred(void);
 typedef void (*RemoteProducer) (RemoteRegion *region);
 extern void residency_remote_register_producer(RemoteProducer producer);
 
-/* counters of this backend, for EXPLAIN and tests */
-typedef struct RemoteCounters
-{
-	uint64		round_trips;	/* waits that blocked on an unanswered flight */
-	uint64		bytes_out;		/* payload of requests: SQL and parameters */
-	uint64		rows_in;		/* rows in answers */
-	uint64		bytes_in;		/* payload of those rows */
-} RemoteCounters;
-extern const RemoteCounters *residency_remote_counters(void);
+/*
+ * Counters of this backend since it started, for EXPLAIN.  round_trips is the length of the
+ * longest chain of flights that had to be awaited one after the other: two regions
+ * asked side by side are one, whoever waits for them.
+ */
+extern const RemoteTraffic *residency_remote_traffic(void);
+
+/* names of the regions asked since that many statements had been sent, for EXPLAIN */
+extern List *residency_remote_asked_since(uint64 statements);
 
 #endif							/* RESIDENCY_REMOTE_H */

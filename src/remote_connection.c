@@ -133,6 +133,7 @@ residency_connection_start(RemoteRegion *region)
 	region->last_look = GetCurrentTimestamp();
 	region->connect_deadline = TimestampTzPlusMilliseconds(region->last_look,
 														   residency_connect_timeout);
+	region->connect_trip = residency_remote.traffic.round_trips;
 	region->fresh = true;
 	region->greeted = false;
 	region->stale = false;
@@ -155,6 +156,8 @@ residency_connection_poll(RemoteRegion *region)
 	Assert(region->state == REMOTE_CONNECTING);
 
 	residency_remote.wait_set_stale = true; /* the socket may be another one now */
+	if (region->poll == PGRES_POLLING_READING)
+		region->connect_trip++;
 	if (region->conn != NULL && PQstatus(region->conn) != CONNECTION_BAD)
 		region->poll = PQconnectPoll(region->conn);
 	else

@@ -16,6 +16,7 @@
 #ifndef RESIDENCY_REMOTE_INTERNAL_H
 #define RESIDENCY_REMOTE_INTERNAL_H
 
+#include "border.h"
 #include "remote.h"
 
 #include "storage/latch.h"
@@ -72,6 +73,10 @@ struct RemoteRequest
 	Size		bytes;			/* payload, counts into region->inflight */
 	const char *statement;		/* PARSE: name of the prepared statement */
 	uint64		xid;			/* APPLY: the local transaction that it applies */
+	uint64		trip;			/* round trips that have been awaited when its answer is */
+	BorderAccount *account;		/* where its traffic is put down */
+	RemoteTally *tally;			/* the same for a node of a plan, or NULL */
+	uint64		rows;			/* in its parameters */
 	bool		answered;
 	bool		released;		/* caller is done: free when answered */
 	bool		abandoned;		/* its (sub)transaction is gone: its error concerns nobody */
@@ -97,6 +102,7 @@ struct RemoteRegion
 	PostgresPollingStatusType poll; /* CONNECTING: what to wait for */
 	TimestampTz connect_deadline;	/* CONNECTING; moved on while nobody waits */
 	TimestampTz last_look;		/* CONNECTING: when the wait loop last looked at it */
+	uint64		connect_trip;	/* round trips that logging in has taken, from a start like "trip" */
 	bool		stale;			/* server or mapping changed: replace before the next transaction */
 	bool		fresh;			/* nothing has been answered on it yet */
 	bool		greeted;		/* hello is in the pipeline or answered */
@@ -130,6 +136,12 @@ struct RemoteRegion
 	int			failed_level;	/* level whose failure makes the remote transaction useless, 0 none */
 	RemoteError error;			/* valid while failed_level > 0 */
 
+	/* counters */
+	BorderAccount *account;		/* of what is about no table: BEGIN, COMMIT, ... */
+	uint64		answered_trip;	/* "trip" of the last answer */
+	uint64		counted_trip;	/* ... of the last one that counted */
+	uint64		last_statement; /* number of the last statement sent, in this backend */
+
 	/* commit protocol, see commit_protocol.c */
 	char		gid[200];		/* "" unless PREPARE was sent */
 	char		cancelled_gid[200];	/* part whose ROLLBACK PREPARED a cancel request may have hit */
@@ -151,7 +163,8 @@ typedef struct RemoteBackend
 	bool		waiting;		/* inside the wait loop: left by an error if still set at abort */
 	bool		producing;		/* producers are being called */
 	bool		committing;		/* in PRE_COMMIT or behind it: our own SQL is no statement */
-	RemoteCounters counters;
+	bool		blocked;		/* the backend stands still until an answer comes */
+	RemoteTraffic traffic;
 } RemoteBackend;
 extern RemoteBackend residency_remote;
 
@@ -185,6 +198,14 @@ extern void residency_pipeline_discard(RemoteRequest *req);
 extern RemoteRequest *residency_pipeline_make(RemoteRegion *region, RemoteKind kind, const char *sql,
 											  int nparams, const char *const *values,
 											  int flags, int64 expect);
+
+/* remote_traffic.c */
+extern void residency_traffic_describe(RemoteRequest *req, const RemoteSubject *about);
+extern void residency_traffic_sent(RemoteRequest *req, Size bytes);
+extern void residency_traffic_received(RemoteRequest *req, PGresult *res);
+extern void residency_traffic_answered(RemoteRequest *req);
+extern void residency_traffic_connected(RemoteRegion *region);
+extern void residency_traffic_awaited(uint64 trip);
 
 /* remote_wait.c */
 extern void residency_wait_until_answered(RemoteRequest *req);

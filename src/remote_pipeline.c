@@ -49,6 +49,8 @@ residency_pipeline_make(RemoteRegion *region, RemoteKind kind, const char *sql,
 	req->expect = expect;
 	req->transaction = region->transaction;
 	req->level = Max(region->level, 1);
+	req->trip = residency_remote.traffic.round_trips + 1;
+	req->account = region->account;
 	req->nparams = nparams;
 	if (sql != NULL)
 	{
@@ -81,6 +83,7 @@ free_request(RemoteRequest *req)
 	(void) hash_search(residency_remote.requests, &req, HASH_REMOVE, NULL);
 	if (req->result != NULL)
 		PQclear(req->result);
+	residency_tally_release(req->tally);
 	MemoryContextDelete(req->context);
 }
 
@@ -95,6 +98,7 @@ finish_request(RemoteRequest *req)
 	if (req->flags & REMOTE_DEFERRED)
 		region->deferred--;
 	req->answered = true;
+	residency_traffic_answered(req);
 	if (req->kind == REMOTE_KIND_APPLY)
 		residency_commit_applied(region, req->xid, !req->failed);
 	if (req->released)
@@ -161,14 +165,17 @@ static void
 push_request(RemoteRegion *region, RemoteRequest *req)
 {
 	const char *name = NULL;
+	unsigned int parsed = region->next_statement;
 
 	if (req->flags & REMOTE_NAMED)
 		name = named_statement(region, req->sql);
+	/* the text of a named statement crosses once */
+	residency_traffic_sent(req, name == NULL || region->next_statement != parsed ? req->bytes :
+						   req->bytes - strlen(req->sql) + strlen(name));
 	dlist_push_tail(&region->sent, &req->node);
 	region->inflight += req->bytes;
 	region->unsynced = true;
 	region->unsynced_bytes += req->bytes;
-	residency_remote.counters.bytes_out += req->bytes;
 	if (name != NULL)
 		(void) PQsendQueryPrepared(region->conn, name, req->nparams, req->values, NULL, NULL, 0);
 	else
@@ -192,6 +199,7 @@ push_request(RemoteRegion *region, RemoteRequest *req)
 void
 residency_pipeline_enqueue(RemoteRegion *region, RemoteRequest *req)
 {
+	req->trip = residency_remote.traffic.round_trips + 1;
 	if (req->flags & REMOTE_DEFERRED)
 		region->deferred++;
 	if (region->state == REMOTE_OPEN)
@@ -236,6 +244,7 @@ residency_pipeline_quiet(RemoteRegion *region, const char *sql)
 void
 residency_pipeline_push_queued(RemoteRegion *region)
 {
+	residency_traffic_connected(region);
 	while (!dlist_is_empty(&region->queued))
 		push_request(region, dlist_container(RemoteRequest, node, dlist_pop_head_node(&region->queued)));
 	residency_pipeline_sync(region);
@@ -257,6 +266,7 @@ residency_pipeline_sync(RemoteRegion *region)
 		region->spare_sync = NULL;
 		if (req == NULL)
 			req = residency_pipeline_make(region, REMOTE_KIND_SYNC, NULL, 0, NULL, 0, -1);
+		req->trip = residency_remote.traffic.round_trips + 1;
 		dlist_push_tail(&region->sent, &req->node);
 		(void) PQpipelineSync(region->conn);
 		region->unsynced = false;
@@ -292,10 +302,7 @@ take_result(RemoteRegion *region, RemoteRequest *req, PGresult *res)
 	switch (PQresultStatus(res))
 	{
 		case PGRES_TUPLES_OK:
-			for (int row = 0; row < PQntuples(res); row++)
-				for (int col = 0; col < PQnfields(res); col++)
-					residency_remote.counters.bytes_in += PQgetlength(res, row, col);
-			residency_remote.counters.rows_in += PQntuples(res);
+			residency_traffic_received(req, res);
 			if (req->kind == REMOTE_KIND_HELLO && PQntuples(res) == 1)
 				region->cancel_key = atoi(PQgetvalue(res, 0, 0));
 			/* FALLTHROUGH */

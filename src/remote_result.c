@@ -198,10 +198,3 @@ residency_remote_affected(PGresult *res)
 
 	return *count ? strtoull(count, NULL, 10) : 0;
 }
-
-/* counters of this backend since it started */
-const RemoteCounters *
-residency_remote_counters(void)
-{
-	return &residency_remote.counters;
-}

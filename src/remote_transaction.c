@@ -99,6 +99,7 @@ find_region(Oid serverid, bool admin)
 	region->cancel_socket = PGINVALID_SOCKET;
 	region->wait_pos = -1;
 	strlcpy(region->name, GetForeignServer(serverid)->servername, NAMEDATALEN);
+	region->account = residency_border_account(serverid, InvalidOid);
 	dlist_init(&region->queued);
 	dlist_init(&region->sent);
 	dlist_push_tail(&residency_remote.regions, &region->node);
@@ -330,8 +331,9 @@ check_allowed(RemoteRegion *region)
 
 /* queues one statement, see remote.h */
 RemoteRequest *
-residency_remote_send(RemoteRegion *region, Oid userid, const char *sql, int nparams,
-					  const char *const *values, int flags, int64 expect)
+residency_remote_send_about(const RemoteSubject *about, RemoteRegion *region, Oid userid,
+							const char *sql, int nparams, const char *const *values,
+							int flags, int64 expect)
 {
 	RemoteRequest *req;
 
@@ -354,8 +356,19 @@ residency_remote_send(RemoteRegion *region, Oid userid, const char *sql, int npa
 		region->wrote = true;
 	if (flags & REMOTE_RESIDENT)
 		region->resident = true;
-	req = residency_pipeline_add(region, REMOTE_KIND_STATEMENT, sql, nparams, values, flags, expect);
+	req = residency_pipeline_make(region, REMOTE_KIND_STATEMENT, sql, nparams, values, flags, expect);
+	if (about != NULL)
+		residency_traffic_describe(req, about);
+	residency_pipeline_enqueue(region, req);
 	return req;
+}
+
+/* the same for what is about no table in particular */
+RemoteRequest *
+residency_remote_send(RemoteRegion *region, Oid userid, const char *sql, int nparams,
+					  const char *const *values, int flags, int64 expect)
+{
+	return residency_remote_send_about(NULL, region, userid, sql, nparams, values, flags, expect);
 }
 
 /* waits until no deferred request is outstanding anywhere; throws what failed */

@@ -195,11 +195,12 @@ has_no_deferred(RemoteRegion *region, RemoteRequest *req, Size limit)
 static void
 wait_for(WaitDone done, RemoteRegion *region, RemoteRequest *req, Size limit, bool unless_failed)
 {
-	bool		blocked = false;
+	bool		looked = false;
 	long		timeout;
 
 	residency_remote_flush();
 	residency_remote.waiting = true;
+	residency_remote.blocked = false;
 	for (;;)
 	{
 		timeout = advance_all();
@@ -207,12 +208,15 @@ wait_for(WaitDone done, RemoteRegion *region, RemoteRequest *req, Size limit, bo
 			throw_failure();
 		if (done(region, req, limit))
 			break;
-		blocked = true;
-		wait_once(timeout);
+		/* what has come already was not waited for */
+		residency_remote.blocked = looked;
+		wait_once(looked ? timeout : 0);
+		looked = true;
 	}
 	residency_remote.waiting = false;
-	if (blocked)
-		residency_remote.counters.round_trips++;
+	if (residency_remote.blocked)
+		residency_traffic_awaited(req != NULL ? req->trip : region->answered_trip);
+	residency_remote.blocked = false;
 }
 
 /* waits until the request is answered, whatever the answer; throws on interrupts only */
@@ -257,6 +261,7 @@ wait_without_errors(int timeout_ms, bool all)
 {
 	TimestampTz deadline = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), timeout_ms);
 
+	residency_remote.blocked = true;
 	for (;;)
 	{
 		struct pollfd fds[RESIDENCY_MAX_REGIONS];
@@ -282,20 +287,30 @@ wait_without_errors(int timeout_ms, bool all)
 		}
 		left = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), deadline);
 		if (n == 0 || left <= 0 || !PostmasterIsAlive())
-			return;
+			break;
 		/* wake up now and then to look whether the postmaster is still there */
 		(void) poll(fds, n, Min(left, 1000));
 		for (int i = 0; i < n; i++)
 			if (fds[i].revents != 0)
 				(void) PQconsumeInput(waiting[i]->conn);
 	}
+	residency_remote.blocked = false;
 }
 
 /* waits until every region's "decision" is answered; for use behind the commit record */
 void
 residency_wait_bounded(int timeout_ms)
 {
+	dlist_iter	iter;
+
 	wait_without_errors(timeout_ms, false);
+	dlist_foreach(iter, &residency_remote.regions)
+	{
+		RemoteRegion *region = dlist_container(RemoteRegion, node, iter.cur);
+
+		if (region->decision != NULL && region->decision->answered)
+			residency_traffic_awaited(region->decision->trip);
+	}
 }
 
 /* waits until nothing is on its way any more; for use when the backend ends */

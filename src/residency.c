@@ -9,6 +9,7 @@
 
 #include "miscadmin.h"
 
+#include "border.h"
 #include "commit.h"
 #include "fdw.h"
 #include "global.h"
@@ -32,7 +33,8 @@ _PG_init(void)
 	if (!process_shared_preload_libraries_in_progress)
 		return;
 
-	residency_commit_init();	/* first: its transaction callback must run last */
+	residency_border_init();	/* counts what the commit sends, so it is called after it */
+	residency_commit_init();	/* before all others: its transaction callback must run last */
 	residency_regions_init();
 	residency_health_init();
 	residency_global_init();	/* before the row buffers: identities precede details */
