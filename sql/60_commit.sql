@@ -45,21 +45,3 @@ AS 'MODULE_PATHNAME', 'residency_resolve' LANGUAGE C CALLED ON NULL INPUT VOLATI
 COMMENT ON FUNCTION residency.resolve()
 IS 'finishes what a crash left of this region''s distributed transactions in all other regions';
 REVOKE ALL ON FUNCTION residency.resolve() FROM PUBLIC;
-
-CREATE VIEW residency.transactions AS
-	SELECT t.origin, t.xid, t.regions, t.gids, t.decided_at AS since,
-		   CASE WHEN t.origin OPERATOR(pg_catalog.=) s.region THEN 'decided'::pg_catalog.text
-				ELSE 'applied here'::pg_catalog.text END AS state
-	FROM residency.transaction t CROSS JOIN residency.self s
-	UNION ALL
-	SELECT coalesce(r.name::pg_catalog.text, '?'), pg_catalog.split_part(p.gid, ':', 3)::pg_catalog.xid8,
-		   ARRAY[s.region::pg_catalog.text], ARRAY[p.gid], p.prepared, 'prepared here'::pg_catalog.text
-	FROM pg_catalog.pg_prepared_xacts p
-		 CROSS JOIN residency.self s
-		 LEFT JOIN residency.region r
-			ON pg_catalog.lpad(pg_catalog.to_hex(r.incarnation), 16, '0') OPERATOR(pg_catalog.=) pg_catalog.split_part(p.gid, ':', 2)
-	WHERE p.database OPERATOR(pg_catalog.=) pg_catalog.current_database()
-	  AND pg_catalog.starts_with(p.gid, 'residency:');
-COMMENT ON VIEW residency.transactions
-IS 'distributed transactions that are not finished everywhere: decided here, applied here, or prepared here';
-GRANT SELECT ON residency.transactions TO PUBLIC;

@@ -17,6 +17,9 @@ extern void residency_commit_queue_participate(RemoteRegion *region, uint64 xid,
 extern int	residency_spi_as_owner(const char *sql, int nargs, Oid *types, Datum *values,
 								   bool read_only);
 
+/* commit_worker.c */
+extern void residency_resolver_init(void);
+
 /* commit_statement.c */
 extern void residency_commit_statement_init(void);
 

@@ -10,14 +10,15 @@
  *
  *	 1. PRE_COMMIT	decision row in our own transaction, then PREPARE everywhere, side
  *					by side, together with all writes not sent yet	-> crash: no decision
- *					row is visible and we no longer run: resolve() rolls back
- *	 2. our commit	makes the decision row durable					-> crash: resolve()
+ *					row is visible and we no longer run: the resolver rolls back
+ *	 2. our commit	makes the decision row durable					-> crash: the resolver
  *					finds it: commits
  *	 3. COMMIT		COMMIT PREPARED is sent everywhere, and with commit_wait = applied
  *					awaited after our locks are released			-> crash: as after 2
  *	 4. later		answers to step 3 mark the transaction as finished; its rows, here
  *					and there, are deleted by the next distributed commit of this
- *					backend, or by resolve()
+ *					backend, or by the resolver (commit_worker.c), which is woken when an
+ *					answer to PREPARE or to step 3 is missing
  *
  * Between 2 and the end of 3 an ERROR would be a PANIC of the whole server, so all
  * memory that step 3 needs is taken in step 1, and it looks up no catalogs.
@@ -44,6 +45,7 @@
 #include "fault.h"
 #include "guard.h"
 #include "regions.h"
+#include "worker.h"
 
 /* distributed transactions of this backend that some region has not acknowledged */
 #define TRACKED_MAX 32
@@ -51,7 +53,7 @@ typedef struct TrackedCommit
 {
 	uint64		xid;			/* 0: free */
 	int			waiting;		/* regions whose answer is missing */
-	bool		failed;			/* some region answered with an error: left to resolve() */
+	bool		failed;			/* some region answered with an error: left to the resolver */
 	int			nregions;
 	RemoteRegion *regions[RESIDENCY_MAX_REGIONS];
 } TrackedCommit;
@@ -100,7 +102,7 @@ residency_commit_applied(RemoteRegion *region, uint64 xid, bool ok)
 	}
 }
 
-/* a free tracking entry; the oldest is given up (to resolve()) if there is none */
+/* a free tracking entry; the oldest is given up (to the resolver) if there is none */
 static TrackedCommit *
 track_commit(uint64 xid)
 {
@@ -360,11 +362,13 @@ await_applied(void)
 	if (commit->waiting <= 0)
 		commit->xid = 0;
 	commit_state.current = NULL;
-	if (missing != NULL)
-		ereport(WARNING,
-				(errcode(ERRCODE_TRANSACTION_RESOLUTION_UNKNOWN),
-				 errmsg("the transaction is committed, but region \"%s\" has not applied it yet", missing),
-				 errhint("SELECT * FROM residency.resolve(); finishes it as soon as the region answers.")));
+	if (missing == NULL)
+		return;
+	residency_worker_wake(RESIDENCY_WORKER_RESOLVER);
+	ereport(WARNING,
+			(errcode(ERRCODE_TRANSACTION_RESOLUTION_UNKNOWN),
+			 errmsg("the transaction is committed, but region \"%s\" has not applied it yet", missing),
+			 errhint("The resolver finishes it as soon as the region answers; SELECT * FROM residency.transactions shows it until then.")));
 }
 
 /* rolls back everywhere, without waiting.  Must not throw. */
@@ -395,6 +399,8 @@ abort_everywhere(void)
 			if (region->cancel_socket != PGINVALID_SOCKET)
 				strlcpy(region->cancelled_gid, region->gid, sizeof(region->cancelled_gid));
 		}
+		else if (in_doubt)
+			residency_worker_wake(RESIDENCY_WORKER_RESOLVER);
 		forget_commit(region);
 	}
 	if (commit_state.current != NULL)
@@ -512,4 +518,5 @@ residency_commit_init(void)
 	RegisterSubXactCallback(subtransaction_callback, NULL);
 	RegisterResourceReleaseCallback(release_callback, NULL);
 	residency_commit_statement_init();
+	residency_resolver_init();
 }

@@ -225,8 +225,12 @@ residency_forget(PG_FUNCTION_ARGS)
 	require_gateway();
 	if (SPI_connect() != SPI_OK_CONNECT)
 		elog(ERROR, "SPI_connect failed");
-	residency_spi_as_owner("DELETE FROM residency.transaction WHERE incarnation OPERATOR(pg_catalog.=) $1 "
-						   "AND xid OPERATOR(pg_catalog.=) ANY ($2)",
+	/* never waits for a later transaction of the same gateway, which may be prepared */
+	residency_spi_as_owner("DELETE FROM residency.transaction t USING ("
+						   "SELECT f.xid FROM residency.transaction f "
+						   "WHERE f.incarnation OPERATOR(pg_catalog.=) $1 "
+						   "AND f.xid OPERATOR(pg_catalog.=) ANY ($2) FOR UPDATE SKIP LOCKED) s "
+						   "WHERE t.incarnation OPERATOR(pg_catalog.=) $1 AND t.xid OPERATOR(pg_catalog.=) s.xid",
 						   lengthof(types), types, values, false);
 	SPI_finish();
 	PG_RETURN_VOID();

@@ -1,11 +1,11 @@
 /*
  * commit_resolve.c
- *		residency.resolve(): finishes what a crash left of this region's transactions.
+ *		One round of the resolver: finishes what a crash left of this region's transactions.
  *
  * A prepared transaction of ours in another region is finished by what is observed, in
  * this order:
  *
- *	 1. the gids prepared there		(one that appears later is for the next call)
+ *	 1. the gids prepared there		(one that appears later is for the next round)
  *	 2. is its origin still running here?	-> then leave it alone.  Asked before 3: one
  *									that ends in between shows its decision in 3
  *	 3. its decision row, under a snapshot taken after 2	-> COMMIT PREPARED, else
@@ -14,248 +14,129 @@
  *	 4. the gids prepared there, again	-> "does not exist" counts as done only if it is
  *									gone now; "busy" is one that is still there
  *
+ * A trace seen in 1 counts as a decision too: its part is committed, and this region may
+ * have lost the row to a failover.
+ *
  * Only gids of our own incarnation are touched, prepared by our gateway role, in that
  * database: what a clone, another deployment or a user prepared is not ours.
  *
  * A decision row that was there before 1 is deleted when every region of it was looked at
- * in 4 and none still has a part of it; the traces there go first.  Of a row that is
- * younger the look in 4 may have come before its parts were prepared.
+ * in 4 and none still has a part of it; the traces there go first.  Of a row that is younger
+ * the look in 4 may have come before its parts were prepared.  A trace seen in 4 whose row
+ * is not here afterwards is deleted on the same condition: its row has gone before it.
  */
-#include "commit_internal.h"
+#include "commit_resolve.h"
 
-#include "access/transam.h"
 #include "access/xact.h"
 #include "access/xlog.h"
-#include "catalog/pg_type.h"
 #include "executor/spi.h"
 #include "funcapi.h"
 #include "miscadmin.h"
-#include "storage/procarray.h"
-#include "utils/array.h"
 #include "utils/builtins.h"
-#include "utils/snapmgr.h"
 
 #include "regions.h"
 
 PG_FUNCTION_INFO_V1(residency_resolve);
 
-/* one region while resolve() runs */
-typedef struct ResolveRegion
-{
-	RemoteRegion *region;
-	RemoteRequest *request;		/* what is asked at the moment */
-	bool		reached;		/* answered in step 4 */
-	List	   *gids;			/* char *: prepared there and ours, step 1, then step 4 */
-} ResolveRegion;
-
-/* one decision row */
-typedef struct Decision
-{
-	uint64		xid;
-	List	   *gids;
-	List	   *regions;
-} Decision;
-
-#define LIST_PREPARED "SELECT gid FROM residency.prepared_here() AS p(gid)"
-
-/*
- * The origin's xid if the gid is one of ours, 0 if not.  A gid is
- * residency:<incarnation>:<xid8>:<n>:<random>.
- */
-static uint64
-own_xid(const char *gid)
-{
-	char		prefix[64];
-	int			len;
-
-	len = snprintf(prefix, sizeof(prefix), "residency:%016llx:",
-				   (unsigned long long) residency_self()->incarnation);
-	if (strncmp(gid, prefix, len) != 0)
-		return 0;
-	return strtoull(gid + len, NULL, 10);
-}
-
-/* true while the transaction that prepared a gid may still decide */
-static bool
-origin_is_running(uint64 xid)
-{
-	FullTransactionId full = FullTransactionIdFromU64(xid);
-	FullTransactionId next = ReadNextFullTransactionId();
-
-	/* not assigned now: the server crashed before anything of that transaction was on disk */
-	if (!FullTransactionIdPrecedes(full, next))
-		return false;
-	/* of another epoch: over for so long that its xid may belong to somebody else */
-	if (U64FromFullTransactionId(next) - xid > (uint64) PG_INT32_MAX)
-		return false;
-	return TransactionIdIsInProgress(XidFromFullTransactionId(full));
-}
-
-/* takes the answer without throwing: NULL if the region failed, and why in "error" */
-static PGresult *
-take_answer(ResolveRegion *r, char *error, Size size)
-{
-	RemoteRequest *req = r->request;
-
-	residency_wait_until_answered(req);
-	*error = '\0';
-	if (!req->failed && req->result != NULL)
-		return req->result;
-	strlcpy(error, r->region->failed_level > 0 ? r->region->error.message : "no answer", size);
-	return NULL;
-}
-
-/* ends the read-only transaction in which a region was asked */
-static void
-end_read(RemoteRegion *region)
-{
-	if (region->level > 0)
-		residency_transaction_abort_level(region, 1);
-}
-
-/*
- * Asks all regions side by side what they hold prepared of ours; adds a row to the
- * result for each that cannot be reached.
- */
-static void
-list_prepared(ResolveRegion *regions, int n, ReturnSetInfo *out)
-{
-	for (int i = 0; i < n; i++)
-		regions[i].request = residency_remote_send(regions[i].region, InvalidOid, LIST_PREPARED,
-												   0, NULL, REMOTE_AS_GATEWAY, -1);
-	for (int i = 0; i < n; i++)
-	{
-		ResolveRegion *r = &regions[i];
-		char		error[512];
-		PGresult   *res = take_answer(r, error, sizeof(error));
-
-		r->gids = NIL;
-		r->reached = res != NULL;
-		for (int row = 0; res != NULL && row < PQntuples(res); row++)
-		{
-			if (own_xid(PQgetvalue(res, row, 0)) != 0)
-				r->gids = lappend(r->gids, pstrdup(PQgetvalue(res, row, 0)));
-		}
-		residency_remote_release(r->request);
-		end_read(r->region);
-		if (!r->reached && out != NULL)
-		{
-			Datum		values[3] = {CStringGetTextDatum(r->region->name), (Datum) 0,
-			CStringGetTextDatum(psprintf("not reached: %s", error))};
-			bool		nulls[3] = {false, true, false};
-
-			tuplestore_putvalues(out->setResult, out->setDesc, values, nulls);
-		}
-	}
-}
-
-/* elements of a text[] as a list of C strings */
-static List *
-strings_of_array(Datum array)
-{
-	Datum	   *elements;
-	int			n;
-	List	   *result = NIL;
-
-	compat_deconstruct_text_array(DatumGetArrayTypeP(array), &elements, &n);
-	for (int i = 0; i < n; i++)
-		result = lappend(result, TextDatumGetCString(elements[i]));
-	return result;
-}
-
-/* all decision rows of this region, under a snapshot taken now; SPI must be connected */
-static List *
-read_decisions(MemoryContext context)
-{
-	List	   *result = NIL;
-	Oid			types[] = {INT8OID};
-	Datum		values[] = {Int64GetDatum(residency_self()->incarnation)};
-	MemoryContext old;
-
-	PushActiveSnapshot(GetLatestSnapshot());
-	residency_spi_as_owner("SELECT xid::pg_catalog.text, gids, regions FROM residency.transaction "
-						   "WHERE incarnation OPERATOR(pg_catalog.=) $1", 1, types, values, true);
-	PopActiveSnapshot();
-	old = MemoryContextSwitchTo(context);
-	for (uint64 i = 0; i < SPI_processed; i++)
-	{
-		HeapTuple	tuple = SPI_tuptable->vals[i];
-		TupleDesc	desc = SPI_tuptable->tupdesc;
-		Decision   *decision = palloc(sizeof(Decision));
-		bool		isnull;
-
-		decision->xid = strtoull(SPI_getvalue(tuple, desc, 1), NULL, 10);
-		decision->gids = strings_of_array(SPI_getbinval(tuple, desc, 2, &isnull));
-		decision->regions = strings_of_array(SPI_getbinval(tuple, desc, 3, &isnull));
-		result = lappend(result, decision);
-	}
-	MemoryContextSwitchTo(old);
-	return result;
-}
-
-/* true if the list has this string */
-static bool
-has_string(List *strings, const char *string)
-{
-	ListCell   *lc;
-
-	foreach(lc, strings)
-		if (strcmp((char *) lfirst(lc), string) == 0)
-			return true;
-	return false;
-}
-
-/* the decision that holds this gid, NULL if none */
-static Decision *
-decision_of(List *decisions, const char *gid)
-{
-	ListCell   *lc;
-
-	foreach(lc, decisions)
-		if (has_string(((Decision *) lfirst(lc))->gids, gid))
-			return lfirst(lc);
-	return NULL;
-}
-
-/* what resolve() did, or will do, with one gid */
+/* what is done with one gid */
 typedef struct Action
 {
 	ResolveRegion *where;
 	char	   *gid;
-	const char *name;			/* "committed", "rolled back" or "running" */
+	const char *name;			/* see ResolveResult */
 	RemoteRequest *request;
 } Action;
 
-/* steps 2 and 3 for every gid found in step 1: sends the verdicts, side by side */
+/* true if a region reached in this round has a trace with this gid */
+static bool
+is_traced(ResolveRound *round, const char *gid)
+{
+	for (int i = 0; i < round->n; i++)
+		if (residency_resolve_decided(round->regions[i].traces, gid))
+			return true;
+	return false;
+}
+
+/* one action for every gid found in step 1, with step 2 done; their xids in *xids */
 static List *
-send_verdicts(ResolveRegion *regions, int n)
+list_actions(ResolveRound *round, List **xids)
 {
 	List	   *actions = NIL;
-	List	   *decisions;
 	ListCell   *lc;
 
-	for (int i = 0; i < n; i++)
+	*xids = NIL;
+	for (int i = 0; i < round->n; i++)
 	{
-		foreach(lc, regions[i].gids)
+		foreach(lc, round->regions[i].reached ? round->regions[i].gids : NIL)
 		{
-			Action	   *action = palloc0(sizeof(Action));
+			Action	   *action;
+			uint64	   *xid;
 
-			action->where = &regions[i];
+			if (list_length(actions) >= RESOLVE_ROWS)
+				return actions;
+			action = palloc0(sizeof(Action));
+			xid = palloc(sizeof(uint64));
+			action->where = &round->regions[i];
 			action->gid = lfirst(lc);
-			if (origin_is_running(own_xid(action->gid)))
+			*xid = residency_resolve_xid(action->gid);
+			if (residency_resolve_is_running(*xid))
 				action->name = "running";
+			*xids = lappend(*xids, xid);
 			actions = lappend(actions, action);
 		}
 	}
-	decisions = read_decisions(CurrentMemoryContext);
+	return actions;
+}
+
+/* steps 2 and 3 for every gid found in step 1 */
+static List *
+make_verdicts(ResolveRound *round)
+{
+	List	   *xids;
+	List	   *actions = list_actions(round, &xids);
+	List	   *decisions;
+	ListCell   *lc;
+	bool		safe;
+
+	if (actions == NIL)
+		return NIL;
+	decisions = residency_resolve_decisions(xids);
+	safe = decisions == NIL || residency_resolve_safe();
+	foreach(lc, actions)
+	{
+		Action	   *action = lfirst(lc);
+
+		if (action->name != NULL)
+			continue;
+		if (residency_resolve_decided(decisions, action->gid))
+			action->name = safe ? "committed" : "not replicated";
+		else
+			action->name = is_traced(round, action->gid) ? "committed" : "rolled back";
+	}
+	return actions;
+}
+
+/* true if the action's name is a verdict */
+static bool
+is_verdict(const Action *action)
+{
+	return strcmp(action->name, "committed") == 0 || strcmp(action->name, "rolled back") == 0;
+}
+
+/* sends the verdicts, side by side, and waits for the answers; step 4 judges them */
+static void
+send_verdicts(ResolveRound *round, List *actions)
+{
+	TimestampTz deadline = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), round->timeout_ms);
+	ListCell   *lc;
+
 	foreach(lc, actions)
 	{
 		Action	   *action = lfirst(lc);
 		RemoteRegion *region = action->where->region;
 
-		if (action->name != NULL || region->state != REMOTE_OPEN)
+		if (!is_verdict(action) || region->state != REMOTE_OPEN)
 			continue;
-		action->name = decision_of(decisions, action->gid) ? "committed" : "rolled back";
 		residency_pipeline_sync(region);
 		action->request = residency_pipeline_add(region, REMOTE_KIND_STATEMENT,
 												 psprintf("%s PREPARED %s",
@@ -269,83 +150,167 @@ send_verdicts(ResolveRegion *regions, int n)
 	{
 		Action	   *action = lfirst(lc);
 
-		if (action->request != NULL)
-			residency_wait_until_answered(action->request);
+		action->where->request = action->request;
+		if (action->request != NULL && action->where->reached &&
+			!residency_wait_answer(action->request, deadline))
+			(void) residency_resolve_answer(round, action->where, deadline);
 		residency_remote_release(action->request);
 	}
-	return actions;
 }
 
-/* deletes decision rows, here and their traces there, that no region needs any more */
+/* what became of each gid, as step 4 has seen it */
 static void
-forget_finished(ResolveRegion *regions, int n, List *decisions)
+report(ResolveRound *round, List *actions)
 {
-	StringInfoData xids;
 	ListCell   *lc;
-	char		incarnation[32];
-	const char *values[2];
 
-	initStringInfo(&xids);
+	foreach(lc, actions)
+	{
+		Action	   *action = lfirst(lc);
+		const char *name = action->name;
+
+		if (is_verdict(action))
+		{
+			if (action->request == NULL || !action->where->reached)
+				name = "not reached";
+			else if (residency_resolve_has(action->where->gids, action->gid))
+				name = "busy";
+		}
+		residency_resolve_result(round, pstrdup(action->where->region->name), action->gid, name, NULL);
+	}
+}
+
+/* true if no region needs this decision any more, by what step 4 has seen */
+static bool
+is_finished(ResolveRound *round, ResolveDecision *decision)
+{
+	ListCell   *lc;
+	ListCell   *gid;
+
+	if (residency_resolve_is_running(decision->xid))
+		return false;
+	foreach(lc, decision->regions)
+	{
+		ResolveRegion *r = NULL;
+
+		for (int i = 0; i < round->n; i++)
+			if (strcmp(round->regions[i].region->name, lfirst(lc)) == 0)
+				r = &round->regions[i];
+		/* a region that left the deployment has no part any more */
+		if (r == NULL && residency_gateway_role(lfirst(lc)) == NULL)
+			continue;
+		if (r == NULL || !r->reached)
+			return false;
+		foreach(gid, decision->gids)
+			if (residency_resolve_has(r->gids, lfirst(gid)))
+				return false;
+	}
+	return true;
+}
+
+/* an xid8[] literal of the finished ones of these decisions, NULL if there is none */
+static char *
+finished_xids(ResolveRound *round, List *decisions)
+{
+	StringInfoData buf;
+	ListCell   *lc;
+
+	initStringInfo(&buf);
+	appendStringInfoChar(&buf, '{');
 	foreach(lc, decisions)
 	{
-		Decision   *decision = lfirst(lc);
-		bool		finished = !origin_is_running(decision->xid);
+		ResolveDecision *decision = lfirst(lc);
 
-		for (int i = 0; i < n && finished; i++)
-		{
-			ListCell   *gid;
-
-			if (!has_string(decision->regions, regions[i].region->name))
-				continue;
-			finished = regions[i].reached;
-			foreach(gid, decision->gids)
-				finished = finished && !has_string(regions[i].gids, lfirst(gid));
-		}
-		if (finished)
-			appendStringInfo(&xids, "%c" UINT64_FORMAT, xids.len ? ',' : '{', decision->xid);
+		if (is_finished(round, decision))
+			appendStringInfo(&buf, "%s" UINT64_FORMAT, buf.len > 1 ? "," : "", decision->xid);
 	}
-	if (xids.len == 0)
-		return;
-	appendStringInfoChar(&xids, '}');
-
-	snprintf(incarnation, sizeof(incarnation), INT64_FORMAT, residency_self()->incarnation);
-	values[0] = incarnation;
-	values[1] = xids.data;
-	for (int i = 0; i < n; i++)
-	{
-		if (!regions[i].reached)
-			continue;
-		residency_transaction_begin(regions[i].region, InvalidOid, REMOTE_AS_GATEWAY);
-		residency_pipeline_add(regions[i].region, REMOTE_KIND_CONTROL,
-							   "SELECT residency.forget($1::pg_catalog.int8, $2::pg_catalog.xid8[])",
-							   2, values, 0, -1);
-		residency_pipeline_control(regions[i].region, "COMMIT");
-		residency_pipeline_sync(regions[i].region);
-		residency_transaction_reset(regions[i].region);
-	}
-	residency_spi_as_owner(psprintf("DELETE FROM residency.transaction "
-									"WHERE incarnation OPERATOR(pg_catalog.=) '%s'::pg_catalog.int8 "
-									"AND xid OPERATOR(pg_catalog.=) ANY ('%s'::pg_catalog.xid8[])",
-									incarnation, xids.data), 0, NULL, NULL, false);
+	if (buf.len == 1)
+		return NULL;
+	appendStringInfoChar(&buf, '}');
+	return buf.data;
 }
 
-/* SQL: residency.resolve(), see the head of the file */
-Datum
-residency_resolve(PG_FUNCTION_ARGS)
+/* queues the deletion of traces in a region; nobody waits for it, the next round repeats it */
+static void
+forget_there(ResolveRegion *r, const char *incarnation, const char *xids)
 {
-	ReturnSetInfo *out = (ReturnSetInfo *) fcinfo->resultinfo;
-	List	   *servers;
-	ResolveRegion *regions;
+	const char *values[] = {incarnation, xids};
+
+	if (!r->reached || r->region->state != REMOTE_OPEN || xids == NULL)
+		return;
+	residency_transaction_begin(r->region, InvalidOid, REMOTE_AS_GATEWAY);
+	residency_pipeline_add(r->region, REMOTE_KIND_CONTROL,
+						   "SELECT residency.forget($1::pg_catalog.int8, $2::pg_catalog.xid8[])",
+						   2, values, 0, -1);
+	residency_pipeline_quiet(r->region, "COMMIT");
+	residency_pipeline_sync(r->region);
+	residency_transaction_reset(r->region);
+}
+
+/* the traces of a region that have no decision row here: it went with the commit that
+ * deleted it, or was lost in a failover */
+static List *
+orphans(ResolveRegion *r)
+{
+	List	   *xids = NIL;
 	List	   *decisions;
+	List	   *result = NIL;
+	ListCell   *lc;
+
+	if (!r->reached || r->traces == NIL)
+		return NIL;
+	foreach(lc, r->traces)
+		xids = lappend(xids, &((ResolveDecision *) lfirst(lc))->xid);
+	decisions = residency_resolve_decisions(xids);
+	foreach(lc, r->traces)
+	{
+		ResolveDecision *trace = lfirst(lc);
+
+		if (!residency_resolve_decided(decisions, linitial(trace->gids)))
+			result = lappend(result, trace);
+	}
+	return result;
+}
+
+/* deletes what no region needs any more: traces there, then decision rows here */
+static void
+forget_finished(ResolveRound *round, List *candidates)
+{
+	char		incarnation[32];
+	char	   *xids = finished_xids(round, candidates);
+
+	snprintf(incarnation, sizeof(incarnation), INT64_FORMAT, residency_self()->incarnation);
+	for (int i = 0; i < round->n; i++)
+	{
+		forget_there(&round->regions[i], incarnation,
+					 finished_xids(round, orphans(&round->regions[i])));
+		forget_there(&round->regions[i], incarnation, xids);
+	}
+	if (xids != NULL)
+		residency_spi_as_owner(psprintf("DELETE FROM residency.transaction t "
+										"USING (SELECT f.xid FROM residency.transaction f "
+										"WHERE f.incarnation OPERATOR(pg_catalog.=) '%s'::pg_catalog.int8 "
+										"AND f.xid OPERATOR(pg_catalog.=) ANY ('%s'::pg_catalog.xid8[]) "
+										"FOR UPDATE SKIP LOCKED) s "
+										"WHERE t.incarnation OPERATOR(pg_catalog.=) '%s'::pg_catalog.int8 "
+										"AND t.xid OPERATOR(pg_catalog.=) s.xid",
+										incarnation, xids, incarnation), 0, NULL, NULL, false);
+}
+
+/*
+ * One round over all regions that the filter wants (NULL: all).  Each of its steps waits at
+ * most timeout_ms.  Returns ResolveResults; throws only for what is wrong here.
+ */
+List *
+residency_resolve_round(ResolveFilter wanted, int timeout_ms)
+{
+	List	   *servers = list_copy(residency_other_servers());
+	ResolveRound round = {.timeout_ms = timeout_ms};
+	List	   *candidates;
 	List	   *actions;
 	ListCell   *lc;
-	int			n = 0;
 
-	InitMaterializedSRF(fcinfo, 0);
-	if (RecoveryInProgress() || residency_self() == NULL)
-		PG_RETURN_NULL();
-	servers = residency_other_servers();
-	regions = palloc0((list_length(servers) + 1) * sizeof(ResolveRegion));
+	round.regions = palloc0((list_length(servers) + 1) * sizeof(ResolveRegion));
 	foreach(lc, servers)
 	{
 		RemoteRegion *region = residency_remote_region(lfirst_oid(lc));
@@ -356,32 +321,51 @@ residency_resolve(PG_FUNCTION_ARGS)
 					 errmsg("residency.resolve() cannot run in a transaction that has used region \"%s\"",
 							region->name),
 					 errhint("COMMIT or ROLLBACK first.")));
-		regions[n++].region = region;
+		round.regions[round.n].region = region;
+		round.regions[round.n++].reached = wanted == NULL || wanted(lfirst_oid(lc));
 	}
+	candidates = residency_resolve_candidates(&round);
+	residency_resolve_list(&round);
+	actions = make_verdicts(&round);
+	if (actions != NIL)
+	{
+		send_verdicts(&round, actions);
+		residency_resolve_list(&round);
+		report(&round, actions);
+	}
+	forget_finished(&round, candidates);
+	return round.results;
+}
+
+/* SQL: residency.resolve(), see the head of the file */
+Datum
+residency_resolve(PG_FUNCTION_ARGS)
+{
+	ReturnSetInfo *out = (ReturnSetInfo *) fcinfo->resultinfo;
+	MemoryContext context = CurrentMemoryContext;
+	List	   *results;
+	ListCell   *lc;
+
+	InitMaterializedSRF(fcinfo, 0);
+	if (RecoveryInProgress() || residency_self() == NULL)
+		PG_RETURN_NULL();
 	if (SPI_connect() != SPI_OK_CONNECT)
 		elog(ERROR, "SPI_connect failed");
-	decisions = read_decisions(CurrentMemoryContext);
-	list_prepared(regions, n, out);
-	actions = send_verdicts(regions, n);
-	list_prepared(regions, n, NULL);
-	foreach(lc, actions)
+	MemoryContextSwitchTo(context);
+	results = residency_resolve_round(NULL, residency_connect_timeout);
+	foreach(lc, results)
 	{
-		Action	   *action = lfirst(lc);
-		bool		there = has_string(action->where->gids, action->gid);
-		const char *name = action->name;
+		ResolveResult *result = lfirst(lc);
 		Datum		values[3];
-		bool		nulls[3] = {false, false, false};
+		bool		nulls[3] = {false, result->gid == NULL, false};
 
-		if (!action->where->reached || name == NULL)
-			name = "not reached";
-		else if (there && strcmp(name, "running") != 0)
-			name = "busy";
-		values[0] = CStringGetTextDatum(action->where->region->name);
-		values[1] = CStringGetTextDatum(action->gid);
-		values[2] = CStringGetTextDatum(name);
+		values[0] = CStringGetTextDatum(result->region);
+		values[1] = result->gid ? CStringGetTextDatum(result->gid) : (Datum) 0;
+		values[2] = CStringGetTextDatum(result->detail == NULL ? result->action
+										: psprintf("%s: %s", result->action, result->detail));
 		tuplestore_putvalues(out->setResult, out->setDesc, values, nulls);
+		residency_resolver_note(result);
 	}
-	forget_finished(regions, n, decisions);
 	SPI_finish();
 	PG_RETURN_NULL();
 }

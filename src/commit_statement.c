@@ -28,6 +28,7 @@
 #include "global.h"
 #include "guard.h"
 #include "regions.h"
+#include "worker.h"
 
 static ExecutorStart_hook_type next_ExecutorStart = NULL;
 static ExecutorRun_hook_type next_ExecutorRun = NULL;
@@ -230,12 +231,17 @@ statement_ProcessUtility(PlannedStmt *pstmt, const char *queryString, bool readO
 
 	if (IsA(pstmt->utilityStmt, TransactionStmt))
 	{
+		/* what a gateway commits here may have made this database a region */
+		if (((TransactionStmt *) pstmt->utilityStmt)->kind == TRANS_STMT_COMMIT_PREPARED &&
+			residency_session_gateway() != NULL)
+			residency_worker_announce();
 		next(pstmt, queryString, readOnlyTree, context, params, queryEnv, dest, qc);
 		return;
 	}
 	outermost = nest_level == 0 && context == PROCESS_UTILITY_TOPLEVEL;
 	if (outermost)
 		residency_statement_start();
+	residency_worker_yield(pstmt->utilityStmt);
 	locks = enter(residency_global_limit_utility(pstmt->utilityStmt));
 	PG_TRY();
 	{

@@ -102,6 +102,14 @@
  * leader's settings must not either); access/parallel.h needed */
 #define compat_bypass_role_membership InitializingParallelWorker
 
+/* pg_database_ownercheck became object_ownercheck in 16; utils/acl.h and
+ * catalog/pg_database.h needed */
+#if PG_VERSION_NUM >= 160000
+#define compat_database_ownercheck(database, role) object_ownercheck(DatabaseRelationId, database, role)
+#else
+#define compat_database_ownercheck(database, role) pg_database_ownercheck(database, role)
+#endif
+
 /* a path key's direction became a CompareType in 18 */
 #if PG_VERSION_NUM >= 180000
 #define compat_pathkey_is_descending(key) ((key)->pk_cmptype == COMPARE_GT)

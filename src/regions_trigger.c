@@ -12,13 +12,15 @@
 #include "utils/typcache.h"
 
 #include "regions.h"
+#include "worker.h"
 
 PG_FUNCTION_INFO_V1(residency_invalidate);
 PG_FUNCTION_INFO_V1(residency_refuse_region_change);
 
 /*
  * Statement trigger of the catalog tables: tells all backends, this one after the
- * current command, that what they cached of the table is out of date.
+ * current command, that what they cached of the table is out of date.  The change may
+ * have made this database a region, which has workers.
  */
 Datum
 residency_invalidate(PG_FUNCTION_ARGS)
@@ -30,6 +32,7 @@ residency_invalidate(PG_FUNCTION_ARGS)
 				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
 				 errmsg("residency.invalidate() can only be called as a trigger")));
 	CacheInvalidateRelcache(trigdata->tg_relation);
+	residency_worker_announce();
 	return PointerGetDatum(NULL);
 }
 

@@ -209,6 +209,7 @@ extern void residency_traffic_awaited(uint64 trip);
 
 /* remote_wait.c */
 extern void residency_wait_until_answered(RemoteRequest *req);
+extern bool residency_wait_answer(RemoteRequest *req, TimestampTz deadline);
 extern void residency_wait_unless_failed(RemoteRequest *req);
 extern void residency_wait_room(RemoteRegion *region, Size limit);
 extern void residency_wait_bounded(int timeout_ms);

@@ -188,13 +188,15 @@ has_no_deferred(RemoteRegion *region, RemoteRequest *req, Size limit)
 }
 
 /*
- * The wait loop.  Throws on interrupts, and with unless_failed as soon as any region
- * failed.  Leaves "waiting" set when it is left by an error, which tells the abort
- * callbacks that statements may still be running there.
+ * The wait loop; left without success at the deadline (0: none).  Throws on interrupts, and
+ * with unless_failed as soon as any region failed.  Leaves "waiting" set when it is left by
+ * an error, which tells the abort callbacks that statements may still be running there.
  */
-static void
-wait_for(WaitDone done, RemoteRegion *region, RemoteRequest *req, Size limit, bool unless_failed)
+static bool
+wait_until(WaitDone done, RemoteRegion *region, RemoteRequest *req, Size limit, bool unless_failed,
+		   TimestampTz deadline)
 {
+	bool		success;
 	bool		looked = false;
 	long		timeout;
 
@@ -206,8 +208,17 @@ wait_for(WaitDone done, RemoteRegion *region, RemoteRequest *req, Size limit, bo
 		timeout = advance_all();
 		if (unless_failed)
 			throw_failure();
-		if (done(region, req, limit))
+		success = done(region, req, limit);
+		if (success)
 			break;
+		if (deadline != 0)
+		{
+			long		left = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), deadline);
+
+			if (left <= 0)
+				break;
+			timeout = timeout < 0 ? left : Min(timeout, left);
+		}
 		/* what has come already was not waited for */
 		residency_remote.blocked = looked;
 		wait_once(looked ? timeout : 0);
@@ -217,6 +228,14 @@ wait_for(WaitDone done, RemoteRegion *region, RemoteRequest *req, Size limit, bo
 	if (residency_remote.blocked)
 		residency_traffic_awaited(req != NULL ? req->trip : region->answered_trip);
 	residency_remote.blocked = false;
+	return success;
+}
+
+/* the same without a deadline */
+static void
+wait_for(WaitDone done, RemoteRegion *region, RemoteRequest *req, Size limit, bool unless_failed)
+{
+	(void) wait_until(done, region, req, limit, unless_failed, 0);
 }
 
 /* waits until the request is answered, whatever the answer; throws on interrupts only */
@@ -226,7 +245,14 @@ residency_wait_until_answered(RemoteRequest *req)
 	wait_for(is_answered, req->region, req, 0, false);
 }
 
-/* the same, but throws as soon as any region failed */
+/* the same until the deadline at most; false if it is not answered then */
+bool
+residency_wait_answer(RemoteRequest *req, TimestampTz deadline)
+{
+	return wait_until(is_answered, req->region, req, 0, false, deadline);
+}
+
+/* the same without a deadline, but throws as soon as any region failed */
 void
 residency_wait_unless_failed(RemoteRequest *req)
 {

@@ -17,6 +17,7 @@
 #include "health.h"
 #include "lookup.h"
 #include "regions.h"
+#include "worker.h"
 
 PG_MODULE_MAGIC;
 
@@ -33,6 +34,7 @@ _PG_init(void)
 	if (!process_shared_preload_libraries_in_progress)
 		return;
 
+	residency_worker_init();	/* wakes workers when all else of a commit is done */
 	residency_border_init();	/* counts what the commit sends, so it is called after it */
 	residency_commit_init();	/* before all others: its transaction callback must run last */
 	residency_regions_init();

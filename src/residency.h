@@ -37,6 +37,8 @@ extern bool residency_enable_lookup;
 extern int	residency_fetch_bytes;	/* kB wanted per FETCH */
 extern int	residency_home_wait;	/* ms */
 extern int	residency_lock_timeout; /* ms */
+extern int	residency_resolve_interval; /* ms */
+extern bool residency_workers;
 
 typedef enum ResidencyCommitWait
 {

@@ -20,6 +20,8 @@ bool		residency_enable_lookup = true;
 int			residency_fetch_bytes = 2048;
 int			residency_home_wait = 50;
 int			residency_lock_timeout = 5000;
+int			residency_resolve_interval = 10000;
+bool		residency_workers = true;
 
 static const struct config_enum_entry commit_wait_options[] = {
 	{"applied", RESIDENCY_COMMIT_APPLIED, false},
@@ -75,6 +77,18 @@ residency_define_settings(void)
 							&residency_lock_timeout,
 							5000, 1, INT_MAX, PGC_USERSET, GUC_UNIT_MS,
 							NULL, NULL, NULL);
+	DefineCustomIntVariable("residency.resolve_interval",
+							"Time between two looks of the resolver worker at the other regions.",
+							"It looks earlier when it knows of something to finish.",
+							&residency_resolve_interval,
+							10000, 100, INT_MAX, PGC_SIGHUP, GUC_UNIT_MS,
+							NULL, NULL, NULL);
+	DefineCustomBoolVariable("residency.workers",
+							 "Whether the extension's background workers run.",
+							 "Switch it off in a clone of a region, until residency.renew() has run there.",
+							 &residency_workers,
+							 true, PGC_SIGHUP, 0,
+							 NULL, NULL, NULL);
 
 	residency_fault_init();		/* FAULTS=1 only */
 

@@ -1,0 +1,310 @@
+/*
+ * commit_observe.c
+ *		What the resolver looks at: parts prepared elsewhere, decisions here, traces there.
+ *
+ * The order of the looks is the business of commit_resolve.c.  A look at other regions
+ * asks all of them side by side and waits for a bounded time; a region that does not
+ * answer is given up for the rest of the round.
+ */
+#include "commit_resolve.h"
+
+#include "access/transam.h"
+#include "access/xact.h"
+#include "access/xlog.h"
+#include "catalog/pg_type.h"
+#include "executor/spi.h"
+#include "miscadmin.h"
+#include "replication/syncrep.h"
+#include "replication/walsender.h"
+#include "replication/walsender_private.h"
+#include "storage/procarray.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+#include "utils/fmgroids.h"
+#include "utils/snapmgr.h"
+
+#include "regions.h"
+
+/* longest wait for a standby to catch up with decisions */
+#define SAFE_WAIT_MS 1000
+#define SAFE_LOOK_MS 20
+
+#define LIST_LEFTOVERS \
+	"SELECT p.gid, NULL::pg_catalog.xid8, NULL::pg_catalog.text[], NULL::pg_catalog.text[] " \
+	"FROM residency.prepared_here() AS p(gid) " \
+	"UNION ALL " \
+	"SELECT NULL::pg_catalog.text, t.xid, t.gids, t.regions " \
+	"FROM residency.traces_here($1::pg_catalog.int8, $2::pg_catalog.text[]) AS t"
+
+/*
+ * The origin's xid if the gid is one of ours, 0 if not.  A gid is
+ * residency:<incarnation>:<xid8>:<n>:<random>.
+ */
+uint64
+residency_resolve_xid(const char *gid)
+{
+	char		prefix[64];
+	int			len;
+
+	len = snprintf(prefix, sizeof(prefix), "residency:%016llx:",
+				   (unsigned long long) residency_self()->incarnation);
+	if (strncmp(gid, prefix, len) != 0)
+		return 0;
+	return strtoull(gid + len, NULL, 10);
+}
+
+/* true while the transaction that prepared a gid may still decide */
+bool
+residency_resolve_is_running(uint64 xid)
+{
+	FullTransactionId full = FullTransactionIdFromU64(xid);
+	FullTransactionId next = ReadNextFullTransactionId();
+
+	/* not assigned now: the server crashed before anything of that transaction was on disk */
+	if (!FullTransactionIdPrecedes(full, next))
+		return false;
+	/* of another epoch: over for so long that its xid may belong to somebody else */
+	if (U64FromFullTransactionId(next) - xid > (uint64) PG_INT32_MAX)
+		return false;
+	return TransactionIdIsInProgress(XidFromFullTransactionId(full));
+}
+
+/* true if the list has this string */
+bool
+residency_resolve_has(List *strings, const char *string)
+{
+	ListCell   *lc;
+
+	foreach(lc, strings)
+		if (strcmp((char *) lfirst(lc), string) == 0)
+			return true;
+	return false;
+}
+
+/* true if one of the decisions has this gid */
+bool
+residency_resolve_decided(List *decisions, const char *gid)
+{
+	ListCell   *lc;
+
+	foreach(lc, decisions)
+		if (residency_resolve_has(((ResolveDecision *) lfirst(lc))->gids, gid))
+			return true;
+	return false;
+}
+
+/* adds to what the round has to tell; the strings must live as long as the round */
+void
+residency_resolve_result(ResolveRound *round, const char *region, const char *gid,
+						 const char *action, const char *detail)
+{
+	ResolveResult *result = palloc0(sizeof(ResolveResult));
+
+	result->region = region;
+	result->gid = gid;
+	result->action = action;
+	result->detail = detail;
+	round->results = lappend(round->results, result);
+}
+
+/* gives a region up for the rest of the round */
+static void
+give_up(ResolveRound *round, ResolveRegion *r, const char *why)
+{
+	r->reached = false;
+	residency_resolve_result(round, pstrdup(r->region->name), NULL, "not reached", pstrdup(why));
+}
+
+/*
+ * Waits for the answer to r->request without throwing.  False if it is none; the region is
+ * given up then.  A connection that stays silent is closed: nothing could follow on it.
+ */
+bool
+residency_resolve_answer(ResolveRound *round, ResolveRegion *r, TimestampTz deadline)
+{
+	RemoteRequest *req = r->request;
+
+	if (!residency_wait_answer(req, deadline))
+	{
+		residency_connection_close(r->region);
+		residency_pipeline_abandon_lost(r->region);
+		give_up(round, r, "no answer in time");
+		return false;
+	}
+	if (!req->failed && req->result != NULL)
+		return true;
+	give_up(round, r, r->region->failed_level > 0 ? r->region->error.message : "the connection was lost");
+	return false;
+}
+
+/* elements of a text[] as a list of C strings */
+static List *
+strings_of_array(Datum array)
+{
+	Datum	   *elements;
+	int			n;
+	List	   *result = NIL;
+
+	compat_deconstruct_text_array(DatumGetArrayTypeP(array), &elements, &n);
+	for (int i = 0; i < n; i++)
+		result = lappend(result, TextDatumGetCString(elements[i]));
+	return result;
+}
+
+/* the same of its text form */
+static List *
+strings_of_literal(char *literal)
+{
+	return strings_of_array(OidInputFunctionCall(F_ARRAY_IN, literal, TEXTOID, -1));
+}
+
+/* names of the regions that the round does not reach, as text[] */
+static Datum
+missing_regions(ResolveRound *round)
+{
+	Datum	   *names = palloc((round->n + 1) * sizeof(Datum));
+	int			n = 0;
+
+	for (int i = 0; i < round->n; i++)
+		if (!round->regions[i].reached)
+			names[n++] = CStringGetTextDatum(round->regions[i].region->name);
+	return PointerGetDatum(compat_text_array(names, n));
+}
+
+/* takes over what a region answered to LIST_LEFTOVERS */
+static void
+read_leftovers(ResolveRegion *r, PGresult *res)
+{
+	for (int row = 0; row < PQntuples(res); row++)
+	{
+		if (PQgetisnull(res, row, 0))
+		{
+			ResolveDecision *trace = palloc(sizeof(ResolveDecision));
+
+			trace->xid = strtoull(PQgetvalue(res, row, 1), NULL, 10);
+			trace->gids = strings_of_literal(PQgetvalue(res, row, 2));
+			trace->regions = strings_of_literal(PQgetvalue(res, row, 3));
+			r->traces = lappend(r->traces, trace);
+		}
+		else if (residency_resolve_xid(PQgetvalue(res, row, 0)) != 0)
+			r->gids = lappend(r->gids, pstrdup(PQgetvalue(res, row, 0)));
+	}
+}
+
+/*
+ * Asks all regions that are reached so far, side by side, what they hold of ours: parts
+ * prepared, and traces of parts committed.
+ */
+void
+residency_resolve_list(ResolveRound *round)
+{
+	TimestampTz deadline = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), round->timeout_ms);
+	char		incarnation[32];
+	const char *values[] = {incarnation, OidOutputFunctionCall(F_ARRAY_OUT, missing_regions(round))};
+
+	snprintf(incarnation, sizeof(incarnation), INT64_FORMAT, residency_self()->incarnation);
+	for (int i = 0; i < round->n; i++)
+		if (round->regions[i].reached)
+			round->regions[i].request = residency_remote_send(round->regions[i].region, InvalidOid,
+															  LIST_LEFTOVERS, 2, values,
+															  REMOTE_AS_GATEWAY, -1);
+	for (int i = 0; i < round->n; i++)
+	{
+		ResolveRegion *r = &round->regions[i];
+
+		if (!r->reached)
+			continue;
+		r->gids = r->traces = NIL;
+		if (residency_resolve_answer(round, r, deadline))
+			read_leftovers(r, r->request->result);
+		residency_remote_release(r->request);
+		if (r->region->level > 0)
+			residency_transaction_abort_level(r->region, 1);
+	}
+}
+
+/* reads decision rows of this region, under a snapshot taken now; $2 is for "condition" */
+static List *
+read_decisions(const char *condition, Oid type, Datum value)
+{
+	MemoryContext context = CurrentMemoryContext;
+	List	   *result = NIL;
+	Oid			types[] = {INT8OID, type};
+	Datum		values[] = {Int64GetDatum(residency_self()->incarnation), value};
+
+	PushActiveSnapshot(GetLatestSnapshot());
+	residency_spi_as_owner(psprintf("SELECT xid::pg_catalog.text, gids, regions FROM residency.transaction "
+									"WHERE incarnation OPERATOR(pg_catalog.=) $1 AND %s "
+									"ORDER BY xid LIMIT %d", condition, RESOLVE_ROWS),
+						   2, types, values, true);
+	PopActiveSnapshot();
+	for (uint64 i = 0; i < SPI_processed; i++)
+	{
+		HeapTuple	tuple = SPI_tuptable->vals[i];
+		TupleDesc	desc = SPI_tuptable->tupdesc;
+		MemoryContext old = MemoryContextSwitchTo(context);
+		ResolveDecision *decision = palloc(sizeof(ResolveDecision));
+		bool		isnull;
+
+		decision->xid = strtoull(SPI_getvalue(tuple, desc, 1), NULL, 10);
+		decision->gids = strings_of_array(SPI_getbinval(tuple, desc, 2, &isnull));
+		decision->regions = strings_of_array(SPI_getbinval(tuple, desc, 3, &isnull));
+		result = lappend(result, decision);
+		MemoryContextSwitchTo(old);
+	}
+	SPI_freetuptable(SPI_tuptable);
+	return result;
+}
+
+/* decision rows of these transactions (uint64 *); at most RESOLVE_ROWS transactions */
+List *
+residency_resolve_decisions(List *xids)
+{
+	StringInfoData buf;
+	ListCell   *lc;
+
+	initStringInfo(&buf);
+	appendStringInfoChar(&buf, '{');
+	foreach(lc, xids)
+		appendStringInfo(&buf, "%s" UINT64_FORMAT, buf.len > 1 ? "," : "", *(uint64 *) lfirst(lc));
+	appendStringInfoChar(&buf, '}');
+	return read_decisions("xid OPERATOR(pg_catalog.=) ANY ($2::pg_catalog.xid8[])",
+						  TEXTOID, CStringGetTextDatum(buf.data));
+}
+
+/* decision rows that this round may find finished: those that wait for a region that is
+ * not asked, perhaps for days, are not even read */
+List *
+residency_resolve_candidates(ResolveRound *round)
+{
+	return read_decisions("NOT regions OPERATOR(pg_catalog.&&) $2", TEXTARRAYOID, missing_regions(round));
+}
+
+/*
+ * True once all decisions that are visible now are where synchronous_standby_names wants
+ * them; waits a little for it.  A decision that a failover could forget, because the wait
+ * for it was cancelled, is none yet.
+ */
+bool
+residency_resolve_safe(void)
+{
+	XLogRecPtr	visible;
+
+	if (!SyncRepRequested() || !compat_sync_standbys_defined())
+		return true;
+	visible = GetXLogInsertRecPtr();
+	XLogFlush(visible);
+	for (int waited = 0; waited <= SAFE_WAIT_MS; waited += SAFE_LOOK_MS)
+	{
+		bool		safe;
+
+		LWLockAcquire(SyncRepLock, LW_SHARED);
+		safe = WalSndCtl->lsn[SYNC_REP_WAIT_FLUSH] >= visible;
+		LWLockRelease(SyncRepLock);
+		if (safe)
+			return true;
+		CHECK_FOR_INTERRUPTS();
+		pg_usleep(SAFE_LOOK_MS * 1000L);
+	}
+	return false;
+}

@@ -1,0 +1,253 @@
+/*
+ * worker.c
+ *		The backends' side of background workers: waking, announcing, making room.
+ *
+ * worker_launcher.c starts the processes, worker_loop.c is what runs in them,
+ * worker_internal.h describes the shared memory between all of them.
+ *
+ * A worker is connected to its database, and so in the way of DROP DATABASE, CREATE
+ * DATABASE with it as template, and their kin; and in a round it holds locks that DROP EXTENSION
+ * waits for.  Who is about to run such a statement asks the workers to leave; they stay
+ * away for a while, long enough for the statement to take its locks.
+ */
+#include "worker_internal.h"
+
+#include <signal.h>
+
+#include "access/xact.h"
+#include "catalog/pg_database.h"
+#include "commands/dbcommands.h"
+#include "commands/defrem.h"
+#include "miscadmin.h"
+#include "nodes/parsenodes.h"
+#include "storage/ipc.h"
+#include "storage/lwlock.h"
+#include "storage/shmem.h"
+#include "utils/acl.h"
+#include "utils/timestamp.h"
+
+WorkerShared *residency_worker_shared = NULL;
+
+static shmem_request_hook_type next_shmem_request = NULL;
+static shmem_startup_hook_type next_shmem_startup = NULL;
+
+/* what the current transaction does when it commits */
+static bool wake_at_commit[RESIDENCY_WORKER_KINDS];
+static bool announce_at_commit = false;
+
+/* shmem_request_hook */
+static void
+request_shmem(void)
+{
+	if (next_shmem_request)
+		next_shmem_request();
+	RequestAddinShmemSpace(MAXALIGN(sizeof(WorkerShared)));
+}
+
+/* shmem_startup_hook; runs again, on new memory, when a crash has restarted the server */
+static void
+start_shmem(void)
+{
+	bool		found;
+
+	if (next_shmem_startup)
+		next_shmem_startup();
+	LWLockAcquire(AddinShmemInitLock, LW_EXCLUSIVE);
+	residency_worker_shared = ShmemInitStruct("residency workers", sizeof(WorkerShared), &found);
+	if (!found)
+	{
+		memset(residency_worker_shared, 0, sizeof(WorkerShared));
+		SpinLockInit(&residency_worker_shared->mutex);
+	}
+	LWLockRelease(AddinShmemInitLock);
+}
+
+/* the database's slot, or a free one for InvalidOid; NULL if there is none.  The spinlock is held. */
+WorkerSlot *
+residency_worker_slot(Oid database)
+{
+	for (int i = 0; i < WORKER_MAX_DATABASES; i++)
+		if (residency_worker_shared->slots[i].database == database)
+			return &residency_worker_shared->slots[i];
+	return NULL;
+}
+
+/*
+ * Makes sure that this database has a slot, and wakes a worker of it (kind < 0: none).
+ * "fresh": what was found out about the database is out of date.
+ */
+static void
+call_workers(int kind, bool fresh)
+{
+	WorkerShared *shared = residency_worker_shared;
+	WorkerSlot *slot;
+	Latch	   *latch = NULL;
+
+	if (shared == NULL || !OidIsValid(MyDatabaseId))
+		return;
+	SpinLockAcquire(&shared->mutex);
+	slot = residency_worker_slot(MyDatabaseId);
+	if (slot == NULL)
+	{
+		slot = residency_worker_slot(InvalidOid);
+		if (slot != NULL)
+		{
+			memset(slot, 0, sizeof(*slot));
+			slot->database = MyDatabaseId;
+			latch = shared->launcher;
+		}
+	}
+	if (slot != NULL && slot->state == WORKER_DATABASE_NONE && fresh)
+	{
+		slot->state = WORKER_DATABASE_UNKNOWN;
+		latch = shared->launcher;
+	}
+	if (slot != NULL && kind >= 0)
+	{
+		slot->process[kind].wake = true;
+		latch = slot->process[kind].latch != NULL ? slot->process[kind].latch : shared->launcher;
+	}
+	SpinLockRelease(&shared->mutex);
+	/* a latch of a process that has ended meanwhile: its next owner looks around for nothing */
+	if (latch != NULL)
+		SetLatch(latch);
+}
+
+/* see worker.h */
+void
+residency_worker_wake(ResidencyWorkerKind kind)
+{
+	call_workers(kind, false);
+}
+
+/* see worker.h */
+void
+residency_worker_wake_at_commit(ResidencyWorkerKind kind)
+{
+	wake_at_commit[kind] = true;
+}
+
+/* see worker.h */
+void
+residency_worker_announce(void)
+{
+	announce_at_commit = true;
+}
+
+/* RegisterXactCallback: carries out what waits for the commit */
+static void
+transaction_callback(XactEvent event, void *arg)
+{
+	if (event == XACT_EVENT_COMMIT)
+	{
+		if (announce_at_commit)
+			call_workers(-1, true);
+		for (int kind = 0; kind < RESIDENCY_WORKER_KINDS; kind++)
+			if (wake_at_commit[kind])
+				call_workers(kind, false);
+	}
+	if (event == XACT_EVENT_COMMIT || event == XACT_EVENT_ABORT || event == XACT_EVENT_PREPARE)
+	{
+		announce_at_commit = false;
+		memset(wake_at_commit, 0, sizeof(wake_at_commit));
+	}
+}
+
+/*
+ * The workers of a database leave, and stay away for a while.  The workers themselves
+ * never get here.  Signals may reach a process that took over the number of one that
+ * ended just now only if that happened within these few instructions.
+ */
+static void
+leave_database(Oid database)
+{
+	WorkerShared *shared = residency_worker_shared;
+	WorkerSlot *slot;
+	pid_t		pids[RESIDENCY_WORKER_KINDS] = {0};
+
+	if (shared == NULL || !OidIsValid(database))
+		return;
+	SpinLockAcquire(&shared->mutex);
+	slot = residency_worker_slot(database);
+	for (int kind = 0; slot != NULL && kind < RESIDENCY_WORKER_KINDS; kind++)
+	{
+		slot->process[kind].hold_until =
+			TimestampTzPlusMilliseconds(GetCurrentTimestamp(), WORKER_YIELD_MS);
+		pids[kind] = slot->process[kind].pid;
+	}
+	SpinLockRelease(&shared->mutex);
+	for (int kind = 0; kind < RESIDENCY_WORKER_KINDS; kind++)
+		if (pids[kind] != 0)
+			(void) kill(pids[kind], SIGTERM);
+}
+
+/* the same for a database by name, if the current user may do such things to it */
+static void
+leave_database_named(const char *name)
+{
+	Oid			database = name ? get_database_oid(name, true) : InvalidOid;
+
+	if (OidIsValid(database) && compat_database_ownercheck(database, GetUserId()))
+		leave_database(database);
+}
+
+/* true if the statement drops or alters this extension, and the current user could */
+static bool
+changes_extension(Node *statement)
+{
+	ListCell   *lc;
+
+	if (!superuser())
+		return false;
+	if (IsA(statement, AlterExtensionStmt))
+		return strcmp(((AlterExtensionStmt *) statement)->extname, RESIDENCY_WRAPPER) == 0;
+	if (!IsA(statement, DropStmt) || ((DropStmt *) statement)->removeType != OBJECT_EXTENSION)
+		return false;
+	foreach(lc, ((DropStmt *) statement)->objects)
+		if (strcmp(strVal(lfirst(lc)), RESIDENCY_WRAPPER) == 0)
+			return true;
+	return false;
+}
+
+/* see worker.h */
+void
+residency_worker_yield(Node *statement)
+{
+	ListCell   *lc;
+
+	if (IsA(statement, DropdbStmt))
+		leave_database_named(((DropdbStmt *) statement)->dbname);
+	else if (IsA(statement, AlterDatabaseStmt))
+	{
+		/* of these only a new tablespace needs the database for itself */
+		foreach(lc, ((AlterDatabaseStmt *) statement)->options)
+			if (strcmp(((DefElem *) lfirst(lc))->defname, "tablespace") == 0)
+				leave_database_named(((AlterDatabaseStmt *) statement)->dbname);
+	}
+	else if (IsA(statement, RenameStmt) && ((RenameStmt *) statement)->renameType == OBJECT_DATABASE)
+		leave_database_named(((RenameStmt *) statement)->subname);
+	else if (IsA(statement, CreatedbStmt))
+	{
+		foreach(lc, ((CreatedbStmt *) statement)->options)
+		{
+			DefElem    *def = lfirst(lc);
+
+			if (strcmp(def->defname, "template") == 0 && def->arg != NULL)
+				leave_database_named(defGetString(def));
+		}
+	}
+	else if (changes_extension(statement))
+		leave_database(MyDatabaseId);
+}
+
+/* see worker.h */
+void
+residency_worker_init(void)
+{
+	next_shmem_request = shmem_request_hook;
+	shmem_request_hook = request_shmem;
+	next_shmem_startup = shmem_startup_hook;
+	shmem_startup_hook = start_shmem;
+	RegisterXactCallback(transaction_callback, NULL);
+	residency_worker_register_launcher();
+}
