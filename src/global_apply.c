@@ -173,7 +173,6 @@ lock_left_out(ApplyRun *run)
 			residency_backlog_lock_shared(lfirst(lc));
 	run->behind = residency_region_listed(run->left_out, self);
 	run->notes = residency_backlog_begin();
-	(void) residency_text_begin();	/* ends with the call's own nest level */
 }
 
 /* Applies all records of a call. */
@@ -192,6 +191,9 @@ apply_changes(ApplyRun *run, List *tables, List *homes, text *changes)
 
 	set_limit(run, residency_lock_timeout);
 	lock_left_out(run);
+	run->conflicts = residency_conflicts_exist();
+	if (run->notes || run->conflicts)
+		(void) residency_text_begin();	/* ends with the call's own nest level */
 	residency_target_open_all(run, tables, RowExclusiveLock);
 	while (residency_text_next(&reader))
 	{

@@ -279,3 +279,21 @@ residency_backlog_write(BacklogNotes *notes, List *regions)
 	SetUserIdAndSecContext(user, context);
 	AtEOXact_GUC(true, level);
 }
+
+/*
+ * The row of this key that was made here does not hold: another region is its home, and
+ * ships it to those who lack it.
+ */
+void
+residency_backlog_disown(Oid relid, const char *key)
+{
+	Oid			types[] = {OIDOID, TEXTOID};
+	Datum		values[] = {ObjectIdGetDatum(relid), CStringGetTextDatum(key)};
+
+	if (SPI_connect() != SPI_OK_CONNECT)
+		elog(ERROR, "SPI_connect failed");
+	residency_spi_as_owner("DELETE FROM residency.backlog WHERE relation OPERATOR(pg_catalog.=) $1 "
+						   "AND key OPERATOR(pg_catalog.=) $2",
+						   lengthof(types), types, values, false);
+	SPI_finish();
+}

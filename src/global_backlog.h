@@ -2,15 +2,20 @@
  * global_backlog.h
  *		Regions that a change of global tables leaves out, and what is noted about that.
  *
- * global_backlog.c		who is left out; the notes at a row's home
- * global_catchup*.c	ships what was noted
- * global_conflicts.c	what could not be shipped
+ * global_backlog.c			who is left out; the notes at a row's home
+ * global_probe.c			finds rows without waiting for anybody
+ * global_catchup.c			ships what was noted, one batch in one transaction
+ * global_catchup_apply.c	takes it
+ * global_catchup_worker.c	keeps shipping; makes regions "up" again
+ * global_conflicts.c		what could not be shipped
  */
 #ifndef RESIDENCY_GLOBAL_BACKLOG_H
 #define RESIDENCY_GLOBAL_BACKLOG_H
 
 #include "global_internal.h"
 
+#include "access/skey.h"
+#include "executor/tuptable.h"
 #include "utils/array.h"
 
 /* keys to be noted, collected while a batch is sent or applied */
@@ -21,6 +26,71 @@ typedef struct BacklogNotes
 	int			n;
 } BacklogNotes;
 
+/* finds rows of one table by primary key */
+typedef struct RowProbe
+{
+	Relation	rel;
+	Relation	index;
+	GlobalText *text;
+	AttrNumber	region_attno;
+	FmgrInfo	region_out;
+	TupleTableSlot *slot;		/* the row found */
+	Datum	   *values;			/* by attribute number: the key to look for */
+	bool	   *nulls;
+	int			nkeys;
+	AttrNumber	keys[INDEX_MAX_KEYS];
+	ScanKeyData scan_keys[INDEX_MAX_KEYS];
+} RowProbe;
+
+typedef enum ProbeResult
+{
+	PROBE_NONE,					/* no such row, and nobody is making one */
+	PROBE_ROW,
+	PROBE_BUSY					/* a transaction that is not over has to do with it */
+} ProbeResult;
+
+/*
+ * What became of a shipped record, as one letter of the receiver's answer; a record that
+ * the answer does not mention was applied and changed no more than a copy.
+ */
+typedef enum ShipOutcome
+{
+	SHIP_DONE = 'd',
+	SHIP_DELETED = 'x',			/* done, and the row was there: look again that it is none */
+	SHIP_BUSY = 'b',			/* somebody is writing the row there */
+	SHIP_LATER = 'r',			/* a constraint fails, perhaps for want of another row */
+	SHIP_CONFLICT = 'c',		/* the same, for good: the row is in conflicts there */
+	SHIP_WON = 'k',				/* done; another row of the key, made there, is in conflicts */
+	SHIP_LOST = 'l'				/* the receiver's own row of the key holds, and will be shipped */
+} ShipOutcome;
+
+/* what one batch came to, in notes */
+typedef struct ShipResult
+{
+	int			taken;			/* looked at; 0: there are no more behind "after" */
+	int			done;			/* no longer noted */
+	int			later;			/* of the rest: refused by a constraint */
+	int64		last;			/* position of the last one */
+	bool		full;			/* there may be more behind it */
+} ShipResult;
+
+/* global_probe.c */
+extern RowProbe *residency_probe_open(Relation rel);
+extern void residency_probe_close(RowProbe *probe);
+extern ProbeResult residency_probe_row(RowProbe *probe, bool lock);
+extern char *residency_probe_home(RowProbe *probe);
+
+/* global_catchup.c */
+extern ShipResult residency_ship_batch(const char *region, int64 after, bool final);
+
+/* global_conflicts.c */
+extern bool residency_conflicts_exist(void);
+extern void residency_conflict_check(Oid relid, const char *key);
+extern void residency_conflict_store(Oid relid, const char *key, const char *kind,
+									 const char *region, const char *home,
+									 const char *constraint, const char *row);
+extern void residency_conflict_cured(const char *region, Datum relations, Datum keys);
+
 /* global_backlog.c */
 extern List *residency_left_out(void);
 extern void residency_backlog_lock_shared(const char *region);
@@ -29,6 +99,7 @@ extern void residency_backlog_unlock_exclusive(const char *region);
 extern BacklogNotes *residency_backlog_begin(void);
 extern void residency_backlog_add(BacklogNotes *notes, Oid relid, const char *key);
 extern void residency_backlog_write(BacklogNotes *notes, List *regions);
+extern void residency_backlog_disown(Oid relid, const char *key);
 extern bool residency_region_listed(List *regions, const char *region);
 extern void residency_refuse_away(const char *region, const char *table) pg_attribute_noreturn();
 

@@ -203,6 +203,7 @@ typedef struct ApplyRun
 	List	   *left_out;		/* char *: regions that do not get this */
 	struct BacklogNotes *notes; /* rows at home that they do not get; NULL if nobody */
 	bool		behind;			/* this region is one of them */
+	bool		conflicts;		/* rows at home are looked up in residency.conflict */
 } ApplyRun;
 
 /* global_triggers.c */

@@ -67,6 +67,7 @@ typedef struct Sender
 	StringInfoData changes;
 	List	   *left_out;		/* char *: regions that are not up, see global_backlog.c */
 	BacklogNotes *notes;		/* rows homed here that they do not get; NULL: nobody is left out */
+	bool		conflicts;		/* rows homed here are looked up in residency.conflict */
 	const char *table;			/* name of the latest record's table, for errors */
 } Sender;
 
@@ -256,8 +257,8 @@ note_check(NoteReader *reader, Note *note, uint64 *version)
 }
 
 /*
- * While some region is left out: notes a row that has its home here for those regions.
- * "key" is in index order.
+ * A row that has its home here: throws if its key is in conflict, and notes it for the
+ * regions that are left out, if any are.  "key" is in index order.
  */
 static void
 note_here(Sender *sender, NoteReader *reader, const char *home, const Datum *key)
@@ -265,12 +266,15 @@ note_here(Sender *sender, NoteReader *reader, const char *home, const Datum *key
 	StringInfoData text;
 
 	sender->table = RelationGetRelationName(reader->rel);
-	if (sender->notes == NULL || home == NULL ||
+	if ((sender->notes == NULL && !sender->conflicts) || home == NULL ||
 		strcmp(home, residency_self()->region) != 0)
 		return;
 	initStringInfo(&text);
 	residency_text_key(&text, reader->text, key);
-	residency_backlog_add(sender->notes, reader->table->relid, text.data);
+	if (sender->conflicts)
+		residency_conflict_check(reader->table->relid, text.data);
+	if (sender->notes)
+		residency_backlog_add(sender->notes, reader->table->relid, text.data);
 	pfree(text.data);
 }
 
@@ -536,6 +540,7 @@ residency_global_send(bool all, bool last)
 		pushed = true;
 	}
 	sender.left_out = residency_left_out();
+	sender.conflicts = residency_conflicts_exist();
 	if (sender.left_out != NIL)
 		sender.notes = residency_backlog_begin();
 	level = residency_text_begin();

@@ -422,8 +422,8 @@ apply_move(ApplyRun *run, ApplyTarget *target, ChangeReader *reader)
 }
 
 /*
- * Notes the key of the record at hand for the regions that are left out.  Of a move it
- * is the new one; both keys' states follow.
+ * Notes the key of the record at hand for the regions that are left out, and throws if
+ * it is in conflict.  Of a move it is the new one; both keys' states follow.
  */
 static void
 note_key(ApplyRun *run, ApplyTarget *target)
@@ -435,7 +435,10 @@ note_key(ApplyRun *run, ApplyTarget *target)
 		key[k] = target->image->tts_values[target->keys[k] - 1];
 	initStringInfo(&text);
 	residency_text_key(&text, target->text, key);
-	residency_backlog_add(run->notes, RelationGetRelid(target->rel), text.data);
+	if (run->conflicts)
+		residency_conflict_check(RelationGetRelid(target->rel), text.data);
+	if (run->notes)
+		residency_backlog_add(run->notes, RelationGetRelid(target->rel), text.data);
 }
 
 /*
@@ -469,7 +472,7 @@ residency_target_apply(ApplyRun *run, ApplyTarget *target, ChangeReader *reader)
 			apply_move(run, target, reader);
 			break;
 	}
-	if (run->notes && run->at_home)
+	if (run->at_home && (run->notes || run->conflicts))
 		note_key(run, target);
 	ExecClearTuple(target->image);
 	ExecClearTuple(target->found);

@@ -1,0 +1,407 @@
+/*
+ * global_catchup.c
+ *		Ships what was noted about a region: one batch, in one distributed transaction.
+ *
+ *	 1. The oldest notes are locked, but for those that somebody else holds.
+ *	 2. Each key's row is read and locked as it is now.  A row that somebody is writing,
+ *		or whose writer is in doubt, is passed over: its note stays for the next time.
+ *	 3. The rows go out in full, or as absent, and the region answers what became of each
+ *		(global_catchup_apply.c).  It waits for nobody either.
+ *	 4. For rows that were deleted there: they must still be absent here.  A writer that
+ *		thinks the region is up touches no note, so it could have made the row anew in
+ *		both places since 2; but the region has locked what it deleted, so from 3 on it
+ *		cannot.
+ *	 5. The notes that were dealt with are deleted.  The commit is the ordinary one.
+ *
+ * Notes are taken in the order of their changes, so what a row refers to is mostly there
+ * before it.  Where it is not, the region answers "later" and the note stays.
+ */
+#include "residency.h"
+
+#include "access/relation.h"
+#include "access/table.h"
+#include "access/xact.h"
+#include "catalog/pg_class.h"
+#include "catalog/pg_type.h"
+#include "executor/spi.h"
+#include "miscadmin.h"
+#include "utils/builtins.h"
+#include "utils/lsyscache.h"
+#include "utils/memutils.h"
+#include "utils/snapmgr.h"
+
+#include "commit_internal.h"
+#include "global_backlog.h"
+#include "regions.h"
+#include "remote.h"
+
+PG_FUNCTION_INFO_V1(residency_ship);
+
+/* notes in one batch, and the text after which it is closed */
+#define SHIP_NOTES		5000
+#define SHIP_BYTES		(4 * 1024 * 1024)
+
+#define SHIP_SQL \
+	"SELECT number, outcome, kind, constraint_name, content FROM residency.apply_shipped(" \
+	"$1::pg_catalog.text[], $2::pg_catalog.text, $3::pg_catalog.text, $4::pg_catalog.bool)"
+
+/* a table with notes */
+typedef struct ShipTable
+{
+	Oid			relid;
+	RowProbe   *probe;			/* NULL: not a global table any more */
+	int			wire_number;	/* 0: not in this request yet */
+} ShipTable;
+
+/* one note at hand */
+typedef struct ShipNote
+{
+	int64		seq;
+	ShipTable  *table;
+	char	   *key;
+	bool		absent;			/* was shipped as no more */
+	char		outcome;		/* ShipOutcome; SHIP_BUSY until known otherwise */
+} ShipNote;
+
+typedef struct Shipment
+{
+	const char *region;
+	MemoryContext context;
+	List	   *tables;			/* ShipTable */
+	List	   *names;			/* char *, in the order of wire numbers */
+	ShipNote   *notes;
+	int			nnotes;
+	ShipNote  **sent;			/* in the order of the records */
+	int			nsent;
+	StringInfoData changes;
+} Shipment;
+
+/* The table of a note, opened at its first. */
+static ShipTable *
+open_table(Shipment *shipment, Oid relid)
+{
+	ShipTable  *table;
+	Relation	rel;
+	ListCell   *lc;
+	const TableRule *rule;
+
+	foreach(lc, shipment->tables)
+		if (((ShipTable *) lfirst(lc))->relid == relid)
+			return lfirst(lc);
+	table = palloc0(sizeof(ShipTable));
+	table->relid = relid;
+	shipment->tables = lappend(shipment->tables, table);
+	rel = try_relation_open(relid, RowShareLock);
+	if (rel == NULL)
+		return table;
+	rule = residency_table_rule(relid);
+	if (rule == NULL || rule->kind != RESIDENCY_GLOBAL || rel->rd_rel->relkind != RELKIND_RELATION)
+		relation_close(rel, RowShareLock);
+	else
+		table->probe = residency_probe_open(rel);
+	return table;
+}
+
+/* Closes all tables; locks stay until the transaction ends. */
+static void
+close_tables(Shipment *shipment)
+{
+	ListCell   *lc;
+
+	foreach(lc, shipment->tables)
+	{
+		RowProbe   *probe = ((ShipTable *) lfirst(lc))->probe;
+
+		if (probe == NULL)
+			continue;
+		residency_probe_close(probe);
+		table_close(probe->rel, NoLock);
+	}
+}
+
+/* Step 1: locks and reads the oldest notes behind a position.  SPI is connected. */
+static void
+take_notes(Shipment *shipment, int64 after)
+{
+	Oid			types[] = {NAMEOID, INT8OID, INT4OID};
+	Datum		values[] = {DirectFunctionCall1(namein, CStringGetDatum(shipment->region)),
+		Int64GetDatum(after), Int32GetDatum(SHIP_NOTES)};
+	MemoryContext old;
+
+	PushActiveSnapshot(GetLatestSnapshot());
+	residency_spi_as_owner("SELECT seq, relation, key FROM residency.backlog "
+						   "WHERE region OPERATOR(pg_catalog.=) $1 AND seq OPERATOR(pg_catalog.>) $2 "
+						   "ORDER BY seq LIMIT $3 FOR UPDATE SKIP LOCKED",
+						   lengthof(types), types, values, false);
+	PopActiveSnapshot();
+	old = MemoryContextSwitchTo(shipment->context);
+	shipment->nnotes = (int) SPI_processed;
+	shipment->notes = palloc0(sizeof(ShipNote) * Max(shipment->nnotes, 1));
+	shipment->sent = palloc0(sizeof(ShipNote *) * Max(shipment->nnotes, 1));
+	for (int i = 0; i < shipment->nnotes; i++)
+	{
+		HeapTuple	tuple = SPI_tuptable->vals[i];
+		TupleDesc	desc = SPI_tuptable->tupdesc;
+		ShipNote   *note = &shipment->notes[i];
+		bool		isnull;
+
+		note->seq = DatumGetInt64(SPI_getbinval(tuple, desc, 1, &isnull));
+		note->table = open_table(shipment, DatumGetObjectId(SPI_getbinval(tuple, desc, 2, &isnull)));
+		note->key = SPI_getvalue(tuple, desc, 3);
+		note->outcome = SHIP_BUSY;
+	}
+	MemoryContextSwitchTo(old);
+}
+
+/* The key of a note goes into its table's probe. */
+static void
+set_key(ShipNote *note)
+{
+	RowProbe   *probe = note->table->probe;
+	ChangeReader reader = {.next = note->key, .end = note->key + strlen(note->key)};
+
+	residency_text_read_key(&reader, probe->text, probe->values, probe->nulls);
+}
+
+/* Step 2 for one note: writes its record, or says why there is none. */
+static void
+put_note(Shipment *shipment, ShipNote *note)
+{
+	ShipTable  *table = note->table;
+	RowProbe   *probe = table->probe;
+	ProbeResult result;
+
+	if (probe == NULL)
+	{
+		note->outcome = SHIP_DONE;
+		return;
+	}
+	set_key(note);
+	result = residency_probe_row(probe, true);
+	if (result == PROBE_BUSY)
+		return;
+	/* its home is another one by now, which notes what is left out since */
+	if (result == PROBE_ROW && strcmp(residency_probe_home(probe), residency_self()->region) != 0)
+	{
+		note->outcome = SHIP_DONE;
+		return;
+	}
+	if (table->wire_number == 0)
+	{
+		MemoryContext old = MemoryContextSwitchTo(shipment->context);
+
+		shipment->names = lappend(shipment->names,
+								  quote_qualified_identifier(get_namespace_name(RelationGetNamespace(probe->rel)),
+															 RelationGetRelationName(probe->rel)));
+		table->wire_number = list_length(shipment->names);
+		MemoryContextSwitchTo(old);
+	}
+	note->absent = result == PROBE_NONE;
+	residency_text_head(&shipment->changes, note->absent ? CHANGE_DELETE : CHANGE_STATE, CHECK_NONE,
+						table->wire_number, 0, 0);
+	if (note->absent)
+		appendStringInfoString(&shipment->changes, note->key);
+	else
+		residency_text_row(&shipment->changes, probe->text,
+						   probe->slot->tts_values, probe->slot->tts_isnull);
+	shipment->sent[shipment->nsent++] = note;
+}
+
+/* Step 2 for all notes, until the request is large enough. */
+static void
+put_notes(Shipment *shipment)
+{
+	MemoryContext row = AllocSetContextCreate(shipment->context, "residency ship row",
+											  ALLOCSET_DEFAULT_SIZES);
+	int			level = residency_text_begin();
+
+	for (int i = 0; i < shipment->nnotes; i++)
+	{
+		MemoryContext old = MemoryContextSwitchTo(row);
+
+		CHECK_FOR_INTERRUPTS();
+		put_note(shipment, &shipment->notes[i]);
+		MemoryContextSwitchTo(old);
+		MemoryContextReset(row);
+		if (shipment->changes.len >= SHIP_BYTES)
+			shipment->nnotes = i + 1;
+	}
+	residency_text_end(level);
+}
+
+/* A value of the region's answer, NULL for an SQL NULL. */
+static char *
+answer_value(PGresult *res, int row, int column)
+{
+	return PQgetisnull(res, row, column) ? NULL : PQgetvalue(res, row, column);
+}
+
+/* All other regions but one, by name. */
+static List *
+others_than(const char *region)
+{
+	List	   *names = NIL;
+	ListCell   *lc;
+
+	foreach(lc, residency_other_servers())
+	{
+		char	   *name = residency_server_region(lfirst_oid(lc));
+
+		if (strcmp(name, region) != 0)
+			names = lappend(names, pstrdup(name));
+	}
+	return names;
+}
+
+/* Step 3: sends the records, and takes what became of them. */
+static void
+send_records(Shipment *shipment, bool final)
+{
+	RemoteRegion *region = residency_remote_region(residency_region_server(shipment->region));
+	BacklogNotes *won = residency_backlog_begin();
+	const char *values[4];
+	RemoteRequest *request;
+	PGresult   *res;
+
+	values[0] = residency_text_array(shipment->names);
+	values[1] = residency_self()->region;
+	values[2] = shipment->changes.data;
+	values[3] = final ? "t" : "f";
+	request = residency_remote_send(region, GetUserId(), SHIP_SQL, 4, values,
+									REMOTE_WRITES | REMOTE_NAMED | REMOTE_AS_GATEWAY, -1);
+	res = residency_remote_wait(request);
+	for (int i = 0; i < shipment->nsent; i++)
+		shipment->sent[i]->outcome = SHIP_DONE;
+	for (int row = 0; row < PQntuples(res); row++)
+	{
+		int			number = atoi(PQgetvalue(res, row, 0));
+		char		outcome = *PQgetvalue(res, row, 1);
+		ShipNote   *note;
+
+		if (number < 1 || number > shipment->nsent)
+			ereport(ERROR,
+					(errcode(ERRCODE_PROTOCOL_VIOLATION),
+					 errmsg("region \"%s\" answered about a row that was not shipped", shipment->region)));
+		note = shipment->sent[number - 1];
+		note->outcome = outcome;
+		if (outcome == SHIP_CONFLICT || outcome == SHIP_WON)
+			residency_conflict_store(note->table->relid, note->key, answer_value(res, row, 2),
+									 shipment->region, residency_self()->region,
+									 answer_value(res, row, 3), answer_value(res, row, 4));
+		/* whoever got the other row of that key must get this one */
+		if (outcome == SHIP_WON)
+			residency_backlog_add(won, note->table->relid, note->key);
+	}
+	residency_remote_release(request);
+	residency_backlog_write(won, others_than(shipment->region));
+}
+
+/* Step 4, see the head of this file. */
+static void
+look_again(Shipment *shipment)
+{
+	for (int i = 0; i < shipment->nsent; i++)
+	{
+		ShipNote   *note = shipment->sent[i];
+
+		if (note->outcome != SHIP_DELETED)
+			continue;
+		set_key(note);
+		if (residency_probe_row(note->table->probe, false) != PROBE_NONE)
+			ereport(ERROR,
+					(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
+					 errmsg("a row of global table \"%s\" came into being while its absence was shipped to region \"%s\"",
+							RelationGetRelationName(note->table->probe->rel), shipment->region),
+					 errhint("It is tried again.")));
+	}
+}
+
+/* Step 5: deletes the notes that were dealt with; SPI is connected. */
+static ShipResult
+finish(Shipment *shipment)
+{
+	ShipResult	result = {0};
+	Datum	   *done = palloc(sizeof(Datum) * Max(shipment->nnotes, 1));
+	BacklogNotes *cured = residency_backlog_begin();
+	Oid			types[] = {NAMEOID, INT8ARRAYOID};
+	Datum		values[2];
+
+	for (int i = 0; i < shipment->nnotes; i++)
+	{
+		ShipNote   *note = &shipment->notes[i];
+
+		result.taken++;
+		result.last = note->seq;
+		if (note->outcome == SHIP_LATER || note->outcome == SHIP_LOST)
+			result.later++;
+		if (note->outcome == SHIP_LATER || note->outcome == SHIP_LOST || note->outcome == SHIP_BUSY)
+			continue;
+		done[result.done++] = Int64GetDatum(note->seq);
+		if (note->outcome != SHIP_CONFLICT)
+			residency_backlog_add(cured, note->table->relid, note->key);
+	}
+	if (result.done > 0)
+	{
+		values[0] = DirectFunctionCall1(namein, CStringGetDatum(shipment->region));
+		values[1] = PointerGetDatum(construct_array(done, result.done, INT8OID, 8, FLOAT8PASSBYVAL,
+													TYPALIGN_DOUBLE));
+		PushActiveSnapshot(GetLatestSnapshot());
+		residency_spi_as_owner("DELETE FROM residency.backlog WHERE region OPERATOR(pg_catalog.=) $1 "
+							   "AND seq OPERATOR(pg_catalog.=) ANY ($2)",
+							   lengthof(types), types, values, false);
+		PopActiveSnapshot();
+	}
+	if (cured->n > 0 && residency_conflicts_exist())
+		residency_conflict_cured(shipment->region, makeArrayResult(cured->relations, CurrentMemoryContext),
+								 makeArrayResult(cured->keys, CurrentMemoryContext));
+	return result;
+}
+
+/*
+ * Ships one batch of the notes about a region, the oldest behind position "after", in the
+ * current transaction, which the caller commits.  With "final" nothing else is on its way
+ * that could make a constraint hold: what fails goes to residency.conflicts.  Throws what
+ * connecting, sending and the region's errors throw.
+ */
+ShipResult
+residency_ship_batch(const char *region, int64 after, bool final)
+{
+	Shipment	shipment = {.region = region, .context = CurrentMemoryContext};
+	ShipResult	result;
+	bool		full;
+
+	if (SPI_connect() != SPI_OK_CONNECT)
+		elog(ERROR, "SPI_connect failed");
+	initStringInfo(&shipment.changes);
+	take_notes(&shipment, after);
+	full = shipment.nnotes == SHIP_NOTES;
+	put_notes(&shipment);
+	full = full || shipment.changes.len >= SHIP_BYTES;
+	if (shipment.nsent > 0)
+	{
+		send_records(&shipment, final);
+		look_again(&shipment);
+	}
+	result = finish(&shipment);
+	result.full = full;
+	close_tables(&shipment);
+	SPI_finish();
+	return result;
+}
+
+/* SQL: residency.ship(region): one batch by hand; the number of notes dealt with */
+Datum
+residency_ship(PG_FUNCTION_ARGS)
+{
+	char	   *region = text_to_cstring(PG_GETARG_TEXT_PP(0));
+	ShipResult	result;
+
+	if (!superuser())
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("must be superuser to ship rows to a region")));
+	if (!OidIsValid(residency_region_server(region)))
+		PG_RETURN_INT32(0);
+	result = residency_ship_batch(region, 0, PG_GETARG_BOOL(1));
+	PG_RETURN_INT32(result.done);
+}

@@ -1,0 +1,191 @@
+/*
+ * global_conflicts.c
+ *		Rows of global tables that could not be shipped to a region.
+ *
+ * A row goes whole to residency.conflict, at its home and in the region that could not
+ * take it, in the transaction that ships it:
+ *
+ *	kind "key"			rows of one key were made in two regions that could not see each other.
+ *						The row of the region first by name ("home") holds everywhere; "row" is
+ *						the other one, made in "region".  Until somebody decides, writes of the
+ *						key get 40001 at its home, so that nothing is built on the wrong one.
+ *	unique, reference,	"region" cannot take the row, because of that constraint of a row that
+ *	other				it has, or lacks; "row" is the row as it was shipped.  It is shipped anew
+ *						now and then; success, or residency.resolve_conflict(), deletes the entry.
+ */
+#include "residency.h"
+
+#include "access/table.h"
+#include "catalog/namespace.h"
+#include "catalog/pg_authid.h"
+#include "catalog/pg_type.h"
+#include "executor/spi.h"
+#include "miscadmin.h"
+#include "storage/bufmgr.h"
+#include "utils/builtins.h"
+#include "utils/lsyscache.h"
+#include "utils/rel.h"
+#include "utils/snapmgr.h"
+
+#include "commit_internal.h"
+#include "compat.h"
+#include "global_backlog.h"
+#include "guard.h"
+#include "regions.h"
+
+PG_FUNCTION_INFO_V1(residency_key_values);
+PG_FUNCTION_INFO_V1(residency_key_text);
+
+/* The OID of residency.conflict; InvalidOid in a database without the extension. */
+static Oid
+conflict_table(void)
+{
+	Oid			schema = get_namespace_oid(RESIDENCY_SCHEMA, true);
+
+	return OidIsValid(schema) ? get_relname_relid("conflict", schema) : InvalidOid;
+}
+
+/*
+ * False if no conflict has been stored since the table was emptied: the cheap test before
+ * a key is looked up.
+ */
+bool
+residency_conflicts_exist(void)
+{
+	Oid			relid = conflict_table();
+	Relation	rel;
+	bool		exist;
+
+	if (!OidIsValid(relid))
+		return false;
+	rel = table_open(relid, AccessShareLock);
+	exist = RelationGetNumberOfBlocks(rel) > 0;
+	table_close(rel, AccessShareLock);
+	return exist;
+}
+
+/* Throws 40001 if two rows of the key were made apart, and nobody has decided yet. */
+void
+residency_conflict_check(Oid relid, const char *key)
+{
+	Oid			types[] = {OIDOID, TEXTOID};
+	Datum		values[] = {ObjectIdGetDatum(relid), CStringGetTextDatum(key)};
+	bool		found;
+
+	if (SPI_connect() != SPI_OK_CONNECT)
+		elog(ERROR, "SPI_connect failed");
+	PushActiveSnapshot(GetLatestSnapshot());
+	residency_spi_as_owner("SELECT FROM residency.conflict WHERE relation OPERATOR(pg_catalog.=) $1 "
+						   "AND key OPERATOR(pg_catalog.=) $2 AND kind OPERATOR(pg_catalog.=) 'key'",
+						   lengthof(types), types, values, false);
+	PopActiveSnapshot();
+	found = SPI_processed > 0;
+	SPI_finish();
+	if (found)
+		ereport(ERROR,
+				(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
+				 errmsg("two rows of global table \"%s\" were made with the same key", get_rel_name(relid)),
+				 errdetail("Their regions could not reach each other. One of them holds everywhere, the other one is in residency.conflicts."),
+				 errhint("SELECT * FROM residency.conflicts; then decide with residency.resolve_conflict().")));
+}
+
+/* Stores a row that could not be shipped, or replaces what was stored of it. */
+void
+residency_conflict_store(Oid relid, const char *key, const char *kind, const char *region,
+						 const char *home, const char *constraint, const char *row)
+{
+	Oid			types[] = {OIDOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID};
+	Datum		values[lengthof(types)];
+	char		nulls[lengthof(types) + 1] = "       ";
+	Oid			user;
+	int			context;
+
+	values[0] = ObjectIdGetDatum(relid);
+	values[1] = CStringGetTextDatum(key);
+	values[2] = CStringGetTextDatum(kind ? kind : "other");
+	values[3] = CStringGetTextDatum(region);
+	values[4] = CStringGetTextDatum(home);
+	values[5] = constraint ? CStringGetTextDatum(constraint) : (Datum) 0;
+	values[6] = row ? CStringGetTextDatum(row) : (Datum) 0;
+	nulls[5] = constraint ? ' ' : 'n';
+	nulls[6] = row ? ' ' : 'n';
+	GetUserIdAndSecContext(&user, &context);
+	SetUserIdAndSecContext(BOOTSTRAP_SUPERUSERID, context | SECURITY_LOCAL_USERID_CHANGE |
+						   SECURITY_NOFORCE_RLS);
+	if (SPI_connect() != SPI_OK_CONNECT)
+		elog(ERROR, "SPI_connect failed");
+	if (SPI_execute_with_args("INSERT INTO residency.conflict AS c "
+							  "(relation, key, kind, region, home, constraint_name, content) "
+							  "VALUES ($1, $2, $3, $4, $5, $6, $7::pg_catalog.jsonb) "
+							  "ON CONFLICT (relation, key, region, kind) DO UPDATE SET home = excluded.home, "
+							  "constraint_name = excluded.constraint_name, content = excluded.content, "
+							  "noticed_at = excluded.noticed_at",
+							  lengthof(types), types, values, nulls, false, 0) != SPI_OK_INSERT)
+		elog(ERROR, "cannot store a conflict");
+	SPI_finish();
+	SetUserIdAndSecContext(user, context);
+}
+
+/*
+ * These keys have been shipped to the region after all: their entries of broken
+ * constraints are deleted.  Arrays of oid and of text.
+ */
+void
+residency_conflict_cured(const char *region, Datum relations, Datum keys)
+{
+	Oid			types[] = {TEXTOID, OIDARRAYOID, TEXTARRAYOID};
+	Datum		values[] = {CStringGetTextDatum(region), relations, keys};
+
+	if (SPI_connect() != SPI_OK_CONNECT)
+		elog(ERROR, "SPI_connect failed");
+	PushActiveSnapshot(GetLatestSnapshot());
+	residency_spi_as_owner("DELETE FROM residency.conflict AS c USING ROWS FROM (pg_catalog.unnest($2), "
+						   "pg_catalog.unnest($3)) AS a (t, k) WHERE c.relation OPERATOR(pg_catalog.=) a.t "
+						   "AND c.key OPERATOR(pg_catalog.=) a.k AND c.region OPERATOR(pg_catalog.=) $1 "
+						   "AND c.kind OPERATOR(pg_catalog.<>) 'key'",
+						   lengthof(types), types, values, false);
+	PopActiveSnapshot();
+	SPI_finish();
+}
+
+/* SQL: residency.key_values(key): the values of a key that is written as it travels */
+Datum
+residency_key_values(PG_FUNCTION_ARGS)
+{
+	char	   *key = text_to_cstring(PG_GETARG_TEXT_PP(0));
+	Datum		values[INDEX_MAX_KEYS];
+	int			n = 0;
+
+	while (*key != '\0' && n < INDEX_MAX_KEYS)
+	{
+		char	   *end;
+		long		len = strtol(key, &end, 10);
+
+		if (*end != ':' || len < 0 || (size_t) len > strlen(end + 1))
+			ereport(ERROR,
+					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+					 errmsg("this is not a key as it is noted")));
+		values[n++] = PointerGetDatum(cstring_to_text_with_len(end + 1, (int) len));
+		key = end + 1 + len;
+	}
+	PG_RETURN_DATUM(PointerGetDatum(compat_text_array(values, n)));
+}
+
+/* SQL: residency.key_text(values): the opposite */
+Datum
+residency_key_text(PG_FUNCTION_ARGS)
+{
+	Datum	   *elements;
+	int			n;
+	StringInfoData key;
+
+	compat_deconstruct_text_array(PG_GETARG_ARRAYTYPE_P(0), &elements, &n);
+	initStringInfo(&key);
+	for (int i = 0; i < n; i++)
+	{
+		char	   *value = TextDatumGetCString(elements[i]);
+
+		appendStringInfo(&key, "%d:%s", (int) strlen(value), value);
+	}
+	PG_RETURN_TEXT_P(cstring_to_text(key.data));
+}
