@@ -198,6 +198,27 @@ residency_refuse_away(const char *region, const char *table)
 			 errhint("SELECT * FROM residency.regions tells what is known of it. Rows with their home in other regions can be written.")));
 }
 
+/*
+ * The regions that changes of rows with these homes do not go to: those left out, but for
+ * a home that is catching up, which decides about its own rows.  Throws if a home is away.
+ */
+List *
+residency_not_sent_to(List *left_out, List *homes, const char *table)
+{
+	List	   *regions = list_copy(left_out);
+	ListCell   *lc;
+
+	foreach(lc, regions)
+	{
+		if (!residency_region_listed(homes, lfirst(lc)))
+			continue;
+		if (residency_region_state(lfirst(lc)) == RESIDENCY_AWAY)
+			residency_refuse_away(lfirst(lc), table);
+		regions = foreach_delete_current(regions, lc);
+	}
+	return regions;
+}
+
 /* begins to collect notes, in the current memory context */
 BacklogNotes *
 residency_backlog_begin(void)

@@ -93,6 +93,7 @@ extern void residency_conflict_cured(const char *region, Datum relations, Datum 
 
 /* global_backlog.c */
 extern List *residency_left_out(void);
+extern List *residency_not_sent_to(List *left_out, List *homes, const char *table);
 extern void residency_backlog_lock_shared(const char *region);
 extern bool residency_backlog_lock_exclusive(const char *region, int timeout);
 extern void residency_backlog_unlock_exclusive(const char *region);

@@ -27,7 +27,6 @@
 #include "utils/snapmgr.h"
 
 #include "global_backlog.h"
-#include "health.h"
 #include "regions.h"
 #include "remote.h"
 
@@ -407,27 +406,6 @@ send_everywhere(Oid relid, uint64 rows, const char *sql, int nparams, const char
 }
 
 /*
- * The regions that this chunk does not go to: those left out, but for the home of a row
- * in it.  Throws if such a home is away; one that is catching up decides about its rows.
- */
-static List *
-not_sent_to(Sender *sender)
-{
-	List	   *regions = list_copy(sender->left_out);
-	ListCell   *lc;
-
-	foreach(lc, regions)
-	{
-		if (!residency_region_listed(sender->homes, lfirst(lc)))
-			continue;
-		if (residency_region_state(lfirst(lc)) == RESIDENCY_AWAY)
-			residency_refuse_away(lfirst(lc), sender->table);
-		regions = foreach_delete_current(regions, lc);
-	}
-	return regions;
-}
-
-/*
  * Sends the records written so far, and starts anew.  For the counters the request is about
  * the table with the most rows in it.
  */
@@ -438,7 +416,7 @@ send_chunk(Sender *sender, bool last)
 	NoteReader *most = NULL;
 	uint64		rows = 0;
 	ListCell   *lc;
-	List	   *excluded = not_sent_to(sender);
+	List	   *excluded = residency_not_sent_to(sender->left_out, sender->homes, sender->table);
 
 	foreach(lc, sender->readers)
 	{
