@@ -59,6 +59,10 @@ $(FAULT_LIBDIR)/residency.so: $(FAULT_OBJS) $(filter-out $(FAULT_SOURCES:.c=.o),
 	@rm -f $@
 	@$(CC) $(CFLAGS) -shared -o $@ $^ $(LDFLAGS) $(LDFLAGS_SL) $(SHLIB_LINK)
 
+# loaded into a server, makes its disk full when a test says so
+test/lib/full.so: test/lib/full.c
+	$(CC) -std=gnu99 -O2 -g -Wall -Wextra $(if $(WERROR),-Werror) -shared -fPIC -o $@ $< -ldl
+
 # servers of an earlier run would be in the way
 check-fresh:
 	@rm -rf tmp_check
@@ -88,7 +92,7 @@ ifneq ($(ISOLATION_TESTS),)
 		--load-extension=$(EXTENSION) $(ISOLATION_TESTS)
 endif
 
-check-tap: relay faults
+check-tap: relay test/lib/full.so faults
 	@rm -rf tmp_check/t_*
 	@$(TEST_ENV) perl test/lib/run_tap.pl $(RESULTS) $(TEST_JOBS) $(TAP)
 

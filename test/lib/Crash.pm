@@ -116,31 +116,8 @@ sub heal
 	{
 		$r->relay->back("$from>$_") foreach grep { $_ ne $from } $r->regions;
 	}
-	$self->revive($_) foreach $r->regions;
+	$r->revive($_) foreach $r->regions;
 	return;
-}
-
-# Starts a server that is down or on its way there; waits for one that is coming back.
-sub revive
-{
-	my ($self, $region) = @_;
-	my $node = $self->r->node($region);
-	my $end = time + 30;
-
-	while (time < $end)
-	{
-		my $file = $node->data_dir . '/postmaster.pid';
-
-		if (!-e $file)
-		{
-			undef $node->{_pid};
-			$node->start;
-			return;
-		}
-		return $node->reload if $node->psql('app', 'SELECT 1') == 0;
-		sleep(0.05);
-	}
-	croak "region $region does not come back";
 }
 
 # Waits until nothing of distributed transactions is left anywhere; what is, if that takes too long.

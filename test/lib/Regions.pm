@@ -347,6 +347,29 @@ sub kill9
 	return;
 }
 
+# Starts a server that is down or on its way there; waits for one that is coming back.
+sub revive
+{
+	my ($self, $region) = @_;
+	my $node = $self->node($region);
+	my $end = time + 30;
+
+	while (time < $end)
+	{
+		my $file = $node->data_dir . '/postmaster.pid';
+
+		if (!-e $file)
+		{
+			undef $node->{_pid};
+			$node->start;
+			return;
+		}
+		return $node->reload if $node->psql($self->{dbname}, 'SELECT 1') == 0;
+		sleep(0.05);
+	}
+	croak "region $region does not come back";
+}
+
 # process ids of a process's children
 sub children
 {
