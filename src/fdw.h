@@ -44,6 +44,11 @@ typedef struct FdwRel
 	Cost		startup_cost;
 	Cost		total_cost;
 	bool		at_most_one;	/* remote conds fix a unique key: no cursor needed */
+	/* a join that the home computes, see fdw_plan_join.c */
+	JoinType	jointype;
+	RelOptInfo *outer_rel;		/* NULL: no join */
+	RelOptInfo *inner_rel;
+	List	   *join_conds;		/* decide what matches; remote_conds apply to the result */
 	/* upper relations */
 	RelOptInfo *scan_rel;		/* the base relation below */
 	List	   *sort_pathkeys;	/* ORDERED: shipped sort */
@@ -58,6 +63,7 @@ typedef enum FdwScanPrivate
 	FdwScanWidth,				/* Integer: estimated bytes per row, 0 unknown */
 	FdwScanLimit,				/* Boolean: the text ends in LIMIT */
 	FdwScanLocked,				/* Boolean: the text ends in FOR UPDATE or FOR SHARE */
+	FdwScanDoes,				/* String: what the home does besides scanning a table, or empty */
 	FdwScanLength
 } FdwScanPrivate;
 
@@ -86,6 +92,7 @@ extern void residency_fdw_scan_routine(FdwRoutine *routine);	/* scan callbacks *
 extern void residency_fdw_modify_routine(FdwRoutine *routine);	/* write callbacks */
 extern void residency_fdw_stats_routine(FdwRoutine *routine);	/* ANALYZE */
 extern void residency_fdw_plan_init(void);		/* planner hook */
+extern void residency_fdw_group_init(void);		/* planner hooks for joins and aggregates */
 extern void residency_fdw_stats_init(void);		/* statistics hook */
 extern void residency_fdw_modify_init(void);	/* registers the row buffers' producer */
 

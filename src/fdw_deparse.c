@@ -120,10 +120,10 @@ append_where(DeparseContext *cx, List *conds)
 }
 
 /*
- * ORDER BY, which residency_sort_member has found possible for each key.
+ * residency_deparse_order_by writes ORDER BY, which residency_sort_member has found possible for each key.
  */
-static void
-append_order_by(DeparseContext *cx, List *pathkeys)
+void
+residency_deparse_order_by(DeparseContext *cx, List *pathkeys)
 {
 	ListCell   *lc;
 
@@ -142,10 +142,10 @@ append_order_by(DeparseContext *cx, List *pathkeys)
 }
 
 /*
- * A LIMIT or OFFSET that is a constant or computed at the gateway.
+ * residency_deparse_count writes a LIMIT or OFFSET that is a constant or computed at the gateway.
  */
-static void
-append_count(DeparseContext *cx, const char *word, Expr *count)
+void
+residency_deparse_count(DeparseContext *cx, const char *word, Expr *count)
 {
 	if (count == NULL || (IsA(count, Const) && ((Const *) count)->constisnull))
 		return;
@@ -232,14 +232,14 @@ residency_deparse_select(StringInfo buf, PlannerInfo *root, RelOptInfo *rel,
 	appendStringInfoString(buf, " FROM ");
 	residency_deparse_relation(buf, relation);
 	append_where(&cx, remote_conds);
-	append_order_by(&cx, pathkeys);
+	residency_deparse_order_by(&cx, pathkeys);
 	if (fdw->scan_rel != NULL)
 	{
-		append_count(&cx, "LIMIT", (Expr *) root->parse->limitCount);
-		append_count(&cx, "OFFSET", (Expr *) root->parse->limitOffset);
+		residency_deparse_count(&cx, "LIMIT", (Expr *) root->parse->limitCount);
+		residency_deparse_count(&cx, "OFFSET", (Expr *) root->parse->limitOffset);
 	}
 	else if (has_limit)
-		append_count(&cx, "LIMIT", residency_limit_expr(root));
+		residency_deparse_count(&cx, "LIMIT", residency_limit_expr(root));
 	locking = residency_locking_clause(root, base);
 	if (locking != NULL)
 		appendStringInfoString(buf, locking);

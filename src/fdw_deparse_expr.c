@@ -22,6 +22,7 @@
 #include "catalog/pg_type.h"
 #include "miscadmin.h"
 #include "nodes/nodeFuncs.h"
+#include "parser/parsetree.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
 #include "utils/syscache.h"
@@ -48,6 +49,22 @@ residency_deparse_column(StringInfo buf, Oid relid, AttrNumber attno)
 		appendStringInfoString(buf, "ctid");
 	else
 		appendStringInfoString(buf, quote_identifier(get_attname(relid, attno, false)));
+}
+
+/*
+ * A column; in a join behind the alias of its table.
+ */
+static void
+deparse_var(DeparseContext *cx, Var *var)
+{
+	Oid			relid = cx->relid;
+
+	if (cx->qualified)
+	{
+		relid = planner_rt_fetch(var->varno, cx->root)->relid;
+		appendStringInfo(cx->buf, "r%d.", (int) var->varno);
+	}
+	residency_deparse_column(cx->buf, relid, var->varattno);
 }
 
 /*
@@ -420,7 +437,10 @@ residency_deparse_expr(DeparseContext *cx, Expr *expr)
 			deparse_const(cx, (Const *) expr);
 			break;
 		case T_Var:
-			residency_deparse_column(cx->buf, cx->relid, ((Var *) expr)->varattno);
+			deparse_var(cx, (Var *) expr);
+			break;
+		case T_Aggref:
+			residency_deparse_aggregate(cx, (Aggref *) expr);
 			break;
 		case T_FuncExpr:
 			deparse_function(cx, (FuncExpr *) expr);

@@ -182,6 +182,16 @@ residencyGetForeignRelSize(PlannerInfo *root, RelOptInfo *baserel, Oid foreignta
 }
 
 /*
+ * residency_is_foreign tells whether a base relation is a foreign table of ours.
+ */
+bool
+residency_is_foreign(const RelOptInfo *rel)
+{
+	return rel->fdwroutine != NULL && rel->fdw_private != NULL && IS_SIMPLE_REL(rel) &&
+		rel->fdwroutine->GetForeignRelSize == residencyGetForeignRelSize;
+}
+
+/*
  * residency_sort_member finds an expression of rel that the home can sort by for
  * this key, NULL if there is none.
  */
@@ -497,6 +507,8 @@ residencyGetForeignPlan(PlannerInfo *root, RelOptInfo *rel, Oid foreigntableid,
 	List	   *private;
 	StringInfoData sql;
 
+	if (list_length(best_path->fdw_private) > FdwPathQuery)
+		return residency_plan_query(root, best_path, list_nth(best_path->fdw_private, FdwPathQuery), tlist);
 	if (scan_rel != rel)
 		scan_clauses = scan_rel->baserestrictinfo;
 	divide_clauses(root, scan_rel, (FdwRel *) scan_rel->fdw_private, scan_clauses,
@@ -512,6 +524,7 @@ residencyGetForeignPlan(PlannerInfo *root, RelOptInfo *rel, Oid foreigntableid,
 						 makeInteger(Max(fdw->width, 1)));
 	private = lappend(private, makeBoolean(limited));
 	private = lappend(private, makeBoolean(residency_locking_clause(root, scan_rel) != NULL));
+	private = lappend(private, makeString(""));
 
 	return make_foreignscan(tlist, local, scan_rel->relid, params, private, NIL, remote,
 							outer_plan);

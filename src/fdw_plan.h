@@ -13,6 +13,7 @@
 
 #include "fdw.h"
 
+#include "nodes/extensible.h"
 #include "nodes/plannodes.h"
 #include "nodes/primnodes.h"
 
@@ -44,8 +45,44 @@ typedef enum FdwPathPrivate
 {
 	FdwPathHasLimit,			/* Boolean: the text ends in LIMIT */
 	FdwPathHasOffset,			/* Boolean: and OFFSET, so no Limit node stands above */
+	FdwPathQuery,				/* FdwQuery: more than a scan; may be missing */
 	FdwPathLength
 } FdwPathPrivate;
+
+/*
+ * More than a scan of one table that a home is asked for: a join, an aggregate, or an aggregate over
+ * a join.  "exprs" are what the home computes, in the columns of "rel"; "scan_exprs"
+ * are the same as the nodes above know them.
+ */
+typedef struct FdwQuery
+{
+	RelOptInfo *rel;			/* partition, or join inside one region: FROM and WHERE */
+	List	   *exprs;
+	List	   *scan_exprs;
+	bool		grouped;		/* an aggregate, or DISTINCT */
+	int			ngroups;		/* so many of exprs, the first, are grouped by */
+	List	   *having;			/* in the columns of rel */
+	List	   *local_quals;	/* checked here, on scan_exprs */
+	List	   *pathkeys;		/* of a join */
+	bool		limited;		/* ends in a LIMIT that lets LIMIT and OFFSET be applied above */
+	bool		one_row;		/* never more than one row comes back */
+} FdwQuery;
+
+/* what lies in one region of a relation that is spread over regions */
+typedef struct RegionPart
+{
+	RelOptInfo *rel;			/* partition, or join of what lies in one region */
+	RelOptInfo *anchor;			/* partition by which Append's pruning knows it */
+	bool		remote;
+} RegionPart;
+
+typedef struct RegionParts
+{
+	RelOptInfo *anchor;			/* resident table, or the single foreign table */
+	int			nparts;
+	int			nremote;
+	RegionPart *parts;
+} RegionParts;
 
 /* fdw_shippable.c */
 extern bool residency_is_gateway_value(PlannerInfo *root, RelOptInfo *rel, Expr *expr);
@@ -53,6 +90,11 @@ extern Oid	residency_value_collation(Node *value);
 extern Oid	residency_relabel_collation(const RelabelType *relabel);
 extern Expr *residency_case_condition(const CaseExpr *expr, const CaseWhen *when);
 extern bool residency_is_sort_shippable(PlannerInfo *root, RelOptInfo *rel, Expr *expr, Oid opfamily);
+extern bool residency_is_grouped_shippable(PlannerInfo *root, RelOptInfo *rel, Expr *expr);
+
+/* fdw_shippable_agg.c */
+extern bool residency_is_aggregate_order_shippable(PlannerInfo *root, RelOptInfo *rel, Aggref *agg);
+extern bool residency_are_groups_shippable(PlannerInfo *root, RelOptInfo *rel, List *exprs, List *clauses);
 
 /* fdw_deparse_expr.c */
 typedef struct DeparseContext
@@ -62,16 +104,25 @@ typedef struct DeparseContext
 	RelOptInfo *rel;			/* the base relation whose columns are columns there */
 	Oid			relid;			/* its table */
 	List	  **params;			/* expressions sent as $1, $2, ... */
+	bool		qualified;		/* rel is a join: columns are written as r1.name */
 } DeparseContext;
 
 extern void residency_deparse_expr(DeparseContext *cx, Expr *expr);
 extern void residency_deparse_param(DeparseContext *cx, Expr *expr);
 extern void residency_deparse_column(StringInfo buf, Oid relid, AttrNumber attno);
 
+/* fdw_deparse_query.c */
+extern void residency_deparse_query(StringInfo buf, PlannerInfo *root, const FdwQuery *query,
+									List **params);
+extern void residency_deparse_aggregate(DeparseContext *cx, Aggref *agg);
+
 /* fdw_deparse.c */
+extern void residency_deparse_order_by(DeparseContext *cx, List *pathkeys);
+extern void residency_deparse_count(DeparseContext *cx, const char *word, Expr *count);
 extern char *residency_locking_clause(PlannerInfo *root, RelOptInfo *rel);
 
 /* fdw_plan.c */
+extern bool residency_is_foreign(const RelOptInfo *rel);
 extern EquivalenceMember *residency_sort_member(PlannerInfo *root, RelOptInfo *rel, PathKey *pathkey);
 extern bool residency_can_sort(PlannerInfo *root, RelOptInfo *rel, List *pathkeys);
 extern void residency_border_cost(RelOptInfo *rel, const FdwRel *fdw, double rows, bool sorted,
@@ -79,6 +130,27 @@ extern void residency_border_cost(RelOptInfo *rel, const FdwRel *fdw, double row
 
 /* fdw_plan_cost.c */
 extern double residency_trip_cost(Oid serverid);
+
+/* fdw_plan_parts.c */
+extern RegionParts *residency_region_parts(PlannerInfo *root, RelOptInfo *rel);
+extern Node *residency_translate(PlannerInfo *root, Node *node, RelOptInfo *child);
+extern PathTarget *residency_translate_target(PlannerInfo *root, PathTarget *target, RelOptInfo *child);
+
+/* fdw_plan_query.c */
+extern Path *residency_query_path(PlannerInfo *root, const RegionPart *part, FdwQuery *query,
+								  PathTarget *target, double rows, Cost home_cost);
+extern ForeignScan *residency_plan_query(PlannerInfo *root, ForeignPath *path, FdwQuery *query, List *tlist);
+
+/* fdw_plan_partial.c */
+typedef struct PartialPlan PartialPlan;
+extern PartialPlan *residency_split_aggregates(PlannerInfo *root, List *group_exprs, List *group_clauses,
+											   List *aggs);
+extern Path *residency_partial_path(PlannerInfo *root, RelOptInfo *rel, const RegionParts *parts,
+									PartialPlan *partial, List *having);
+
+/* fdw_combine.c */
+extern const CustomPathMethods residency_combine_path_methods;
+extern const CustomScanMethods residency_combine_scan_methods;
 
 /* fdw_plan_limit.c */
 extern bool residency_limit_applies(PlannerInfo *root, RelOptInfo *rel, List *pathkeys);

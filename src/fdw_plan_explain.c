@@ -47,7 +47,10 @@ static void
 residencyExplainForeignScan(ForeignScanState *node, ExplainState *es)
 {
 	ForeignScan *plan = castNode(ForeignScan, node->ss.ps.plan);
+	const char *does = strVal(list_nth(plan->fdw_private, FdwScanDoes));
 
+	if (does[0] != '\0')
+		ExplainPropertyText("Done There", does, es);
 	explain_node(es, plan->fs_server, strVal(list_nth(plan->fdw_private, FdwScanSql)),
 				 scan_traffic(node));
 }

@@ -21,6 +21,7 @@
 #include "fdw_shippable.h"
 
 #include "access/sysattr.h"
+#include "catalog/pg_aggregate.h"
 #include "catalog/pg_proc.h"
 #include "catalog/pg_type.h"
 #include "miscadmin.h"
@@ -35,6 +36,7 @@ typedef struct ShipContext
 	PlannerInfo *root;
 	RelOptInfo *rel;
 	int			conditional;	/* inside a branch that may not be evaluated */
+	bool		grouped;		/* aggregates may occur */
 } ShipContext;
 
 static const DerivedColl no_coll = {InvalidOid, COLL_NONE};
@@ -52,7 +54,7 @@ function_ships(Oid funcid)
 
 /*
  * Walker: true if the expression holds something that cannot be evaluated as an
- * expression of a scan node, whatever it is about.
+ * expression of a scan node, whatever it is about.  With a context aggregates can.
  */
 static bool
 has_unfit_node(Node *node, void *context)
@@ -67,6 +69,9 @@ has_unfit_node(Node *node, void *context)
 				return true;
 			break;
 		case T_Aggref:
+			if (context == NULL || ((Aggref *) node)->agglevelsup > 0)
+				return true;
+			break;
 		case T_GroupingFunc:
 		case T_WindowFunc:
 		case T_SubLink:
@@ -91,7 +96,7 @@ has_unfit_node(Node *node, void *context)
 bool
 residency_is_gateway_value(PlannerInfo *root, RelOptInfo *rel, Expr *expr)
 {
-	if (IsA(expr, Const) || IsA(expr, CaseTestExpr))
+	if (IsA(expr, Const) || IsA(expr, CaseTestExpr) || contain_agg_clause((Node *) expr))
 		return false;
 	return !bms_overlap(pull_varnos(root, (Node *) expr), rel->relids);
 }
@@ -421,6 +426,36 @@ ship_call(Node *node, ShipContext *cx, DerivedColl *out)
 }
 
 /*
+ * An aggregate.  Its arguments and conditions are evaluated only if there are rows.
+ */
+static bool
+ship_aggregate(Aggref *agg, ShipContext *cx, DerivedColl *out)
+{
+	List	   *args = NIL;
+	DerivedColl in;
+	DerivedColl ignored;
+	bool		ships;
+	ListCell   *lc;
+
+	if (!cx->grouped || agg->aggkind != AGGKIND_NORMAL || agg->aggvariadic ||
+		!function_ships(agg->aggfnoid) || !residency_type_travels(agg->aggtype) ||
+		!residency_is_aggregate_order_shippable(cx->root, cx->rel, agg))
+		return false;
+	foreach(lc, agg->args)
+	{
+		if (!lfirst_node(TargetEntry, lc)->resjunk)
+			args = lappend(args, lfirst_node(TargetEntry, lc)->expr);
+	}
+	cx->grouped = false;
+	cx->conditional++;
+	ships = ship_operands(args, cx, &in) &&
+		(agg->aggfilter == NULL || ship_node((Node *) agg->aggfilter, cx, &ignored));
+	cx->conditional--;
+	cx->grouped = true;
+	return ships && residency_settle_coll(in, agg->inputcollid, agg->aggtype, agg->aggcollid, out);
+}
+
+/*
  * Whether the home may compute this node; *out is the collation that a parser
  * sees in it.  Anything not listed is not shipped.
  */
@@ -444,6 +479,8 @@ ship_node(Node *node, ShipContext *cx, DerivedColl *out)
 	{
 		case T_Var:
 			return ship_var((Var *) node, out);
+		case T_Aggref:
+			return ship_aggregate((Aggref *) node, cx, out);
 		case T_FuncExpr:
 		case T_OpExpr:
 		case T_DistinctExpr:
@@ -508,6 +545,21 @@ residency_is_shippable(PlannerInfo *root, RelOptInfo *rel, Expr *expr)
 	DerivedColl coll;
 
 	if (contain_volatile_functions((Node *) expr) || has_unfit_node((Node *) expr, NULL))
+		return false;
+	return ship_node((Node *) expr, &cx, &coll);
+}
+
+/*
+ * residency_is_grouped_shippable is the same for what stands above GROUP BY: aggregates, and
+ * conditions of HAVING.
+ */
+bool
+residency_is_grouped_shippable(PlannerInfo *root, RelOptInfo *rel, Expr *expr)
+{
+	ShipContext cx = {.root = root, .rel = rel, .conditional = 0, .grouped = true};
+	DerivedColl coll;
+
+	if (contain_volatile_functions((Node *) expr) || has_unfit_node((Node *) expr, &cx))
 		return false;
 	return ship_node((Node *) expr, &cx, &coll);
 }

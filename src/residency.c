@@ -45,5 +45,6 @@ _PG_init(void)
 	residency_fdw_stats_init();
 	residency_fdw_plan_init();
 	residency_lookup_init();
+	residency_fdw_group_init();
 	residency_guard_init();
 }

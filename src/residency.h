@@ -34,6 +34,7 @@ extern int	residency_commit_wait;	/* ResidencyCommitWait */
 extern int	residency_commit_timeout;	/* ms */
 extern int	residency_connect_timeout;	/* ms */
 extern bool residency_enable_lookup;
+extern bool residency_enable_push;
 extern int	residency_fetch_bytes;	/* kB wanted per FETCH */
 extern int	residency_home_wait;	/* ms */
 extern int	residency_lock_timeout; /* ms */

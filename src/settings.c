@@ -17,6 +17,7 @@ int			residency_commit_timeout = 5000;
 int			residency_commit_wait = RESIDENCY_COMMIT_APPLIED;
 int			residency_connect_timeout = 10000;
 bool		residency_enable_lookup = true;
+bool		residency_enable_push = true;
 int			residency_fetch_bytes = 2048;
 int			residency_home_wait = 50;
 int			residency_lock_timeout = 5000;
@@ -57,6 +58,12 @@ residency_define_settings(void)
 							 "Lets the planner look up the regions of keys in the directory.",
 							 "Switched off, all regions are asked for rows of any key; the answers are the same.",
 							 &residency_enable_lookup,
+							 true, PGC_USERSET, GUC_EXPLAIN,
+							 NULL, NULL, NULL);
+	DefineCustomBoolVariable("residency.enable_push",
+							 "Lets the planner leave joins and aggregates to the regions.",
+							 "Switched off, rows are fetched and joined and aggregated here; the answers are the same.",
+							 &residency_enable_push,
 							 true, PGC_USERSET, GUC_EXPLAIN,
 							 NULL, NULL, NULL);
 	DefineCustomIntVariable("residency.fetch_size",

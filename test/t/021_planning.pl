@@ -52,7 +52,7 @@ sub is_sent
 }
 
 # columns and conditions
-is_sent('SELECT count(*) FROM shared.p', 'SELECT NULL FROM gbr.p', 'no column without need');
+is_sent('SELECT 1 FROM shared.p', 'SELECT NULL FROM gbr.p', 'no column without need');
 is_sent("SELECT name FROM shared.p WHERE region = 'gbr' AND id < 10 ORDER BY 1",
 	q{SELECT name FROM gbr.p WHERE (id OPERATOR(pg_catalog.<) '10'::integer) AND (region OPERATOR(pg_catalog.=) 'gbr'::pg_catalog.text) ORDER BY name ASC NULLS LAST},
 	'one column, two conditions');
@@ -75,7 +75,7 @@ is(sent('SELECT name FROM gbr.p ORDER BY id LIMIT 3 OFFSET 2'), 'SELECT id, name
 is($r->psql('usa', 'SELECT string_agg(id::text, $$ $$) FROM (SELECT id FROM gbr.p ORDER BY id LIMIT 3 OFFSET 2) x'), '5 7 9', 'once');
 is($r->psql('usa', 'SELECT string_agg(id::text, $$ $$) FROM (SELECT id FROM gbr.p WHERE id % 3 = 0 ORDER BY -id LIMIT 2 OFFSET 1) x'), '51 45',
 	'by an expression, with a condition');
-is_sent('SELECT max(id) FROM shared.p', 'SELECT id FROM gbr.p WHERE (id IS NOT NULL) ORDER BY id DESC NULLS FIRST LIMIT 1', 'max() is a LIMIT');
+is_sent('SELECT max(id) FROM shared.p', 'SELECT pg_catalog.max(id) FROM gbr.p', 'max() is left to the home');
 is_sent('SELECT id FROM shared.p ORDER BY german, id LIMIT 2', 'SELECT id, german FROM gbr.p', 'no order under a collation that may differ');
 unlike(sent($_), qr/LIMIT/, "no LIMIT: $_") foreach
 	'SELECT DISTINCT region FROM shared.p LIMIT 1',
