@@ -136,22 +136,22 @@ is(figures($text)->{trips}, $trips, "as many round trips as the relay counts whe
 sub border { return $r->psql('usa', 'SELECT region, relation, statements, round_trips, rows_out, rows_in, bytes_out > 0, bytes_in FROM residency.border ORDER BY 1, 2::text'); }
 $r->psql('usa', 'SELECT residency.border_reset()');
 is(border(), '', 'residency.border is empty after a reset');
-$session->query($_) foreach 'SELECT count(name) FROM person', 'SELECT name FROM person WHERE id = 4', "INSERT INTO visit VALUES (5000, 'gbr', 1, 'x'), (5001, 'gbr', 1, 'x')";
+$session->query($_) foreach 'SELECT string_agg(name, $$$$) FROM person', 'SELECT name FROM person WHERE id = 4', "INSERT INTO visit VALUES (5000, 'gbr', 1, 'x'), (5001, 'gbr', 1, 'x')";
 my @rows = split /\n/, border();
 is($rows[0], 'aus|person|3|1|0|300|t|' . $r->psql('usa', "SELECT sum(length(name)) FROM person WHERE region = 'aus'"), 'figures of a table in one region');
 like($rows[1], qr/^aus\|\|\d+\|0\|0\|0\|t\|0$/, 'what is about no table stands by itself');
 like($rows[2], qr/^gbr\|person\|4\|2\|1\|301\|t\|\d+$/, 'scan and lookup');
 like($rows[3], qr/^gbr\|visit\|1\|[01]\|2\|0\|t\|0$/, 'rows written');
-$fresh->query('SELECT count(*) FROM person');
+$fresh->query('SELECT count(*) FROM (SELECT FROM person OFFSET 0) x');
 $fresh->quit;
-like(border(), qr/^aus\|person\|\d+\|3\|0\|900\|/m, 'what a session has counted outlives it');
+like(border(), qr/^aus\|person\|\d+\|3\|0\|601\|/m, 'what a session has counted outlives it');
 is($r->psql('usa', q{CREATE ROLE reader; SET ROLE reader; SELECT count(*) > 0 FROM residency.border}), 't', 'everybody may read it');
 $r->fails('usa', 'SET ROLE reader; SELECT residency.border_reset()', '42501', qr/border_reset/, '... and not everybody reset it');
 $r->psql('usa', 'CREATE TABLE public.plain (i int); INSERT INTO plain VALUES (1); SELECT count(*) FROM plain');
 unlike(border(), qr/plain/, 'what crosses no border is not counted');
 is($r->psql('gbr', 'SELECT count(*) FROM residency.border WHERE relation::text = $$person$$'), '0', 'each region counts what it asked others itself');
-$r->psql('usa', q{SELECT count(*) FROM person; BEGIN; SAVEPOINT a; SELECT count(*) FROM person; ROLLBACK TO a; ROLLBACK});
-like(border(), qr/^aus\|person\|\d+\|5\|0\|1500\|/m, 'what was rolled back has crossed all the same');
+$r->psql('usa', q{SELECT count(*) FROM (SELECT FROM person OFFSET 0) x; BEGIN; SAVEPOINT a; SELECT count(*) FROM (SELECT FROM person OFFSET 0) x; ROLLBACK TO a; ROLLBACK});
+like(border(), qr/^aus\|person\|\d+\|5\|0\|1201\|/m, 'what was rolled back has crossed all the same');
 
 $r->psql('usa', 'SELECT residency.border_reset()');
 $r->psql('usa', 'UPDATE person SET ref = 1 WHERE id IN (4, 5)');
