@@ -17,6 +17,11 @@ extern void residency_commit_queue_participate(RemoteRegion *region, uint64 xid,
 extern int	residency_spi_as_owner(const char *sql, int nargs, Oid *types, Datum *values,
 								   bool read_only);
 
+/* commit_doubt.c */
+extern void residency_doubt_begin(int level);
+extern void residency_doubt_end(int level);
+extern void residency_doubt_translate_error(void);
+
 /* commit_worker.c */
 extern void residency_resolver_init(void);
 

@@ -129,17 +129,33 @@ residency_statement_end(void)
 
 /* one level deeper, with bounded lock waits if locks >= 0 (global.h); returns locks */
 static int
-enter(int locks)
+enter(int locks, bool may_wait)
 {
 	nest_level++;
+	if (may_wait)
+		residency_doubt_begin(nest_level);
 	return locks;
+}
+
+/*
+ * True if the plan may wait for rows that somebody else has locked: it writes or locks
+ * some, or reads no table, and then probably calls a function.  The statements of that
+ * function come by here as well, but not what a function in C does.
+ */
+static bool
+may_wait(QueryDesc *queryDesc)
+{
+	PlannedStmt *stmt = queryDesc->plannedstmt;
+
+	return stmt->resultRelations != NIL || stmt->rowMarks != NIL || stmt->hasModifyingCTE ||
+		stmt->relationOids == NIL;
 }
 
 /* back to where enter was called */
 static void
 leave(int locks)
 {
-	nest_level--;
+	residency_doubt_end(nest_level--);
 	residency_global_unlimit_locks(locks);
 }
 
@@ -147,7 +163,8 @@ leave(int locks)
 static void
 leave_by_error(int locks)
 {
-	nest_level--;
+	residency_doubt_end(nest_level--);
+	residency_doubt_translate_error();
 	if (locks >= 0)
 		residency_global_translate_error();
 	PG_RE_THROW();
@@ -179,7 +196,7 @@ statement_ExecutorStart(QueryDesc *queryDesc, int eflags)
 static void
 statement_ExecutorRun(COMPAT_RUN_ARGS)
 {
-	int			locks = enter(residency_global_limit_locks(queryDesc));
+	int			locks = enter(residency_global_limit_locks(queryDesc), may_wait(queryDesc));
 
 	PG_TRY();
 	{
@@ -200,7 +217,7 @@ statement_ExecutorRun(COMPAT_RUN_ARGS)
 static void
 statement_ExecutorFinish(QueryDesc *queryDesc)
 {
-	int			locks = enter(residency_global_limit_locks(queryDesc));
+	int			locks = enter(residency_global_limit_locks(queryDesc), may_wait(queryDesc));
 
 	PG_TRY();
 	{
@@ -242,7 +259,7 @@ statement_ProcessUtility(PlannedStmt *pstmt, const char *queryString, bool readO
 	if (outermost)
 		residency_statement_start();
 	residency_worker_yield(pstmt->utilityStmt);
-	locks = enter(residency_global_limit_utility(pstmt->utilityStmt));
+	locks = enter(residency_global_limit_utility(pstmt->utilityStmt), true);
 	PG_TRY();
 	{
 		next(pstmt, queryString, readOnlyTree, context, params, queryEnv, dest, qc);

@@ -110,6 +110,25 @@
 #define compat_database_ownercheck(database, role) pg_database_ownercheck(database, role)
 #endif
 
+/* visits the PROCLOCKs of a lock; lists in shared memory became dlists in 16;
+ * storage/lock.h needed */
+#if PG_VERSION_NUM >= 160000
+#define compat_foreach_holder(proclock, lock) \
+	for (dlist_node *holder_node = dlist_is_empty(&(lock)->procLocks) ? NULL \
+		 : dlist_head_node(&(lock)->procLocks); \
+		 holder_node != NULL && \
+		 ((proclock) = dlist_container(PROCLOCK, lockLink, holder_node), true); \
+		 holder_node = dlist_has_next(&(lock)->procLocks, holder_node) \
+		 ? dlist_next_node(&(lock)->procLocks, holder_node) : NULL)
+#else
+#define compat_foreach_holder(proclock, lock) \
+	for ((proclock) = (PROCLOCK *) SHMQueueNext(&(lock)->procLocks, &(lock)->procLocks, \
+												 offsetof(PROCLOCK, lockLink)); \
+		 (proclock) != NULL; \
+		 (proclock) = (PROCLOCK *) SHMQueueNext(&(lock)->procLocks, &(proclock)->lockLink, \
+												 offsetof(PROCLOCK, lockLink)))
+#endif
+
 /* a path key's direction became a CompareType in 18 */
 #if PG_VERSION_NUM >= 180000
 #define compat_pathkey_is_descending(key) ((key)->pk_cmptype == COMPARE_GT)

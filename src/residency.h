@@ -33,6 +33,7 @@
 extern int	residency_commit_wait;	/* ResidencyCommitWait */
 extern int	residency_commit_timeout;	/* ms */
 extern int	residency_connect_timeout;	/* ms */
+extern int	residency_doubt_timeout;	/* ms */
 extern bool residency_enable_lookup;
 extern bool residency_enable_push;
 extern int	residency_fetch_bytes;	/* kB wanted per FETCH */

@@ -16,6 +16,7 @@
 int			residency_commit_timeout = 5000;
 int			residency_commit_wait = RESIDENCY_COMMIT_APPLIED;
 int			residency_connect_timeout = 10000;
+int			residency_doubt_timeout = 5000;
 bool		residency_enable_lookup = true;
 bool		residency_enable_push = true;
 int			residency_fetch_bytes = 2048;
@@ -53,6 +54,12 @@ residency_define_settings(void)
 							NULL,
 							&residency_connect_timeout,
 							10000, 100, INT_MAX, PGC_USERSET, GUC_UNIT_MS,
+							NULL, NULL, NULL);
+	DefineCustomIntVariable("residency.doubt_timeout",
+							"Longest time that a statement waits for a lock of a transaction in doubt.",
+							"Such a transaction is prepared here, and its outcome is known in the region where it began. 0 means no limit.",
+							&residency_doubt_timeout,
+							5000, 0, INT_MAX, PGC_USERSET, GUC_UNIT_MS,
 							NULL, NULL, NULL);
 	DefineCustomBoolVariable("residency.enable_lookup",
 							 "Lets the planner look up the regions of keys in the directory.",
