@@ -56,7 +56,7 @@ sub run
 
 	foreach my $n (0 .. $#lists)
 	{
-		open(my $script, '>:encoding(UTF-8)', "$directory/$n") or die "$directory/$n: $!";
+		open(my $script, '>', "$directory/$n") or die "$directory/$n: $!";
 		print $script map { s/\n/ /gr . "\n" } @{ $lists[$n] };
 		close($script);
 

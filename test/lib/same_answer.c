@@ -16,14 +16,15 @@
  *	S0 sql		at both; the same columns, rows in any order, command tag, or SQLSTATE
  *	O0 sql		the same, rows in the same order
  *	X0 sql		like S, and it runs even if the rest of its unit is skipped
+ *	R0 sql		the same, and both must succeed
  *	E0 sql		EXPLAIN at the gateway; its nodes are counted
  *
- *	          S, O: equal, or the same error            any line but X
+ *	          S, O: equal, or the same error            any line but X, R
  *	        +-----------------------------+           +---------------+
  *	        v                             |           v               |
- *	     running --- differs, refused -> skipping until X or U -------+
+ *	     running --- differs, refused -> skipping until X, R or U -------+
  *
- * A refused statement is one that only the gateway fails, with 0A000: the two sides are no
+ * A refused statement is one that the gateway alone fails with 0A000: the two sides are no
  * longer in the same state, so the unit's rest says nothing; the reader of the outcome judges
  * the reason.  Floating point numbers are equal within 1e-9; everything else by its text.
  *
@@ -43,7 +44,7 @@
 
 #define MAX_GATEWAYS 8
 #define MAX_KINDS 256
-#define MAX_PRINTED 30			/* rows of an answer in a difference */
+#define MAX_PRINTED 12			/* rows of an answer in a difference */
 #define MAX_FUZZY 3000			/* rows that are matched pairwise */
 #define TOLERANCE 1e-9
 #define SLOW_MS 2000
@@ -331,11 +332,13 @@ same_answer(const PGresult *a, const PGresult *b, bool ordered)
 	return same;
 }
 
-/* prints rows that one answer has and the other has not, or all of a short one */
+/* prints an answer: an error, or how many rows, and those that the other one has not */
 static void
-print_answer(const char *who, const PGresult *result)
+print_answer(const char *who, const PGresult *result, const PGresult *other)
 {
-	Rows		rows;
+	Rows		rows,
+				others = {0};
+	int			printed = 0;
 
 	printf("\t-- %s: ", who);
 	if (failed(result))
@@ -347,16 +350,28 @@ print_answer(const char *who, const PGresult *result)
 	}
 	printf("%s, %d rows\n", PQcmdStatus((PGresult *) result), PQntuples(result));
 	rows = rows_of(result);
-	sorted_columns = rows.columns;
-	qsort(rows.row, rows.count, sizeof(char **), compare_rows);
-	for (int i = 0; i < rows.count && i < MAX_PRINTED; i++)
+	if (!failed(other) && same_columns(result, other))
+		others = rows_of(other);
+	for (int i = 0; i < rows.count && printed < MAX_PRINTED; i++)
 	{
+		int			k = 0;
+
+		while (k < others.count && (others.row[k] == NULL || !same_row(&rows, rows.row[i], others.row[k])))
+			k++;
+		if (k < others.count)
+		{
+			free(others.row[k]);
+			others.row[k] = NULL;
+			continue;
+		}
 		putchar('\t');
 		for (int k = 0; k < rows.columns; k++)
 			printf("%s%s", k > 0 ? " | " : "   ", rows.row[i][k] != NULL ? rows.row[i][k] : "NULL");
 		putchar('\n');
+		printed++;
 	}
 	free_rows(&rows);
+	free_rows(&others);
 }
 
 /* runs a statement on both sides and judges it */
@@ -384,7 +399,7 @@ compare(int g, const char *sql, bool ordered)
 		equal_errors++;
 		count_name(states, x);
 	}
-	else if (!failed(a) && strcmp(y, "0A000") == 0)
+	else if (strcmp(y, "0A000") == 0)
 	{
 		printf("R %s %s\n", unit, PQresultErrorField(b, PG_DIAG_MESSAGE_PRIMARY));
 		refusals++;
@@ -393,8 +408,8 @@ compare(int g, const char *sql, bool ordered)
 	else if (failed(a) || failed(b) || !same_answer(a, b, ordered))
 	{
 		printf("D %s\n\tgateway %d%s\n\t%s\n", unit, g, ordered ? ", in order" : "", sql);
-		print_answer("plain", a);
-		print_answer("regions", b);
+		print_answer("plain", a, b);
+		print_answer("regions", b, a);
 		fflush(stdout);
 		differences++;
 		skipping = true;
@@ -462,7 +477,7 @@ perform(char op, int g, const char *sql)
 		snprintf(unit, sizeof(unit), "%s", sql);
 		return;
 	}
-	if (op == 'X' && skipping)
+	if ((op == 'X' || op == 'R') && skipping)
 		end_unit();
 	if (skipping)
 		return;
@@ -480,6 +495,10 @@ perform(char op, int g, const char *sql)
 			break;
 		case 'O':
 			compare(g, sql, true);
+			break;
+		case 'R':
+			PQclear(must(plain, sql));
+			PQclear(must(gateway[g], sql));
 			break;
 		case 'E':
 			count_nodes(g, sql);
