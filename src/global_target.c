@@ -305,6 +305,16 @@ remember(ApplyRun *run, ApplyTarget *target, TupleTableSlot *old, TupleTableSlot
 								   old ? &old->tts_tid : NULL, new ? &new->tts_tid : NULL);
 }
 
+/*
+ * Makes the command at hand the one that writes: BEFORE triggers look for the row as it was
+ * then, which can be as late as the record before this one.
+ */
+static void
+begin_write(ApplyRun *run)
+{
+	run->estate->es_output_cid = GetCurrentCommandId(true);
+}
+
 /* Writes target->image over target->found, if anything differs. */
 static void
 update_row(ApplyRun *run, ApplyTarget *target)
@@ -313,6 +323,7 @@ update_row(ApplyRun *run, ApplyTarget *target)
 
 	if (!set_changed_columns(run, target))
 		return;
+	begin_write(run);
 	compat_epq_init(&epq, run->estate);
 	ExecSimpleRelationUpdate(target->info, run->estate, &epq, target->found, target->image);
 	EvalPlanQualEnd(&epq);
@@ -326,6 +337,7 @@ delete_row(ApplyRun *run, ApplyTarget *target, TupleTableSlot *found)
 {
 	EPQState	epq;
 
+	begin_write(run);
 	compat_epq_init(&epq, run->estate);
 	ExecSimpleRelationDelete(target->info, run->estate, &epq, found);
 	EvalPlanQualEnd(&epq);
