@@ -176,7 +176,7 @@ AS $$
 	SELECT p.oid::regprocedure
 	FROM pg_proc p
 	WHERE p.pronamespace = 'residency'::regnamespace AND
-		  p.proname = ANY (ARRAY['apply', 'apply_shipped', 'apply_truncate', 'forget', 'hello', 'participate',
+		  p.proname = ANY (ARRAY['apply', 'apply_shipped', 'apply_truncate', 'forget', 'hello', 'participate', 'ping',
 								 'prepared_here', 'statistics'])
 	ORDER BY 1
 $$;

@@ -10,6 +10,13 @@ CREATE FUNCTION residency.region_states(OUT region pg_catalog.name, OUT state pg
 COMMENT ON FUNCTION residency.region_states()
 	IS 'what the health worker of this database knows of other regions; no row while it does not run';
 
+-- Asked by the health worker of another region, over a session of its own.
+CREATE FUNCTION residency.ping(pause pg_catalog.int4) RETURNS pg_catalog.bool
+	LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'residency_ping';
+COMMENT ON FUNCTION residency.ping(pg_catalog.int4)
+	IS 'a gateway asks whether this region is there, and will again after so many ms';
+REVOKE EXECUTE ON FUNCTION residency.ping(pg_catalog.int4) FROM PUBLIC;
+
 CREATE VIEW residency.regions AS
 	SELECT r.name,
 		   r.number,

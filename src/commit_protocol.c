@@ -271,6 +271,9 @@ pre_commit(void)
 
 		if (region->level == 0)
 			continue;
+		/* nothing of the end has been sent, so the outcome is known: it rolls back there */
+		if (region->wrote)
+			(void) residency_connection_drop_departed(region);
 		residency_transaction_settle(region);
 		if (region->failed_level > 0)
 			residency_error_throw(region);

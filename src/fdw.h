@@ -100,6 +100,13 @@ extern void residency_fdw_modify_init(void);	/* registers the row buffers' produ
 extern void residency_fdw_start_init(void);
 extern void residency_fdw_collect_scans(QueryDesc *queryDesc);
 
+/*
+ * fdw_away.c: true if this statement reads without the region, because that is away and the
+ * session wants it so; the first time there is a warning.  The same until the statement ends.
+ */
+extern bool residency_leaves_out(EState *estate, Oid serverid);
+extern void residency_fdw_away_init(void);
+
 /* fdw_shippable.c */
 extern bool residency_is_shippable(PlannerInfo *root, RelOptInfo *rel, Expr *expr);
 

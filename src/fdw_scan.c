@@ -55,6 +55,7 @@ typedef struct FdwScan
 	int			asked_ahead;	/* ... by "ahead" */
 	int			batches;		/* received since the scan was sent */
 	bool		exhausted;		/* there is nothing after "current" */
+	bool		left_out;		/* the statement reads without this region */
 } FdwScan;
 
 /* rows to ask for in one FETCH */
@@ -123,9 +124,16 @@ static void
 start_scan(FdwNode *node)
 {
 	FdwScan    *scan = (FdwScan *) node;
-	bool		same = residency_node_evaluate(node);
+	bool		same;
 	char	   *sql;
 
+	scan->left_out = residency_leaves_out(node->state->ss.ps.state, node->serverid);
+	if (scan->left_out)
+	{
+		node->started = true;
+		return;
+	}
+	same = residency_node_evaluate(node);
 	node->started = true;
 	if (same && can_rewind(scan))
 	{
@@ -249,6 +257,8 @@ residencyIterateForeignScan(ForeignScanState *state)
 
 	if (!scan->node.started)
 		residency_node_start(&scan->node);
+	if (scan->left_out)
+		return ExecClearTuple(slot);
 	if (scan->row >= scan->nrows || scan->res == NULL)
 	{
 		if (!next_batch(scan))

@@ -14,6 +14,8 @@
 
 #include "residency.h"
 
+#include "datatype/timestamp.h"
+
 typedef enum ResidencyRegionState
 {
 	RESIDENCY_UP,				/* answers, and its copies of global tables are complete */
@@ -36,10 +38,10 @@ extern double residency_region_rtt(const char *region);
 extern bool residency_health_flip_up(const char *region);
 
 /*
- * How often the region has gone away since it is watched.  A connection that was made
- * under another number is not to be trusted: it may be half open.
+ * When the region went away last, 0: not since it is watched.  A connection that was made
+ * before is not to be trusted: it may be half open.
  */
-extern uint32 residency_region_departures(const char *region);
+extern TimestampTz residency_region_left(const char *region);
 
 /* asks for shared memory; called once from _PG_init */
 extern void residency_health_init(void);

@@ -82,7 +82,7 @@ residency_cancel_start(RemoteRegion *region)
 
 	if (region->cancel_socket != PGINVALID_SOCKET)
 		return;
-	if (region->cancel_key != 0 && AcquireExternalFD())
+	if (region->cancel_key != 0 && !residency_connection_departed(region) && AcquireExternalFD())
 	{
 		region->cancel_socket = connect_like(region->conn);
 		if (region->cancel_socket != PGINVALID_SOCKET)
@@ -119,7 +119,7 @@ residency_cancel_finish(RemoteRegion *region)
 		if (n == 0 || (n < 0 && errno != EAGAIN && errno != EWOULDBLOCK && errno != EINTR))
 			break;
 		left = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), deadline);
-		if (left <= 0)
+		if (left <= 0 || residency_connection_departed(region))
 		{
 			residency_connection_close(region);
 			residency_pipeline_abandon_lost(region);

@@ -28,16 +28,23 @@
 #include "utils/memutils.h"
 #include "utils/syscache.h"
 
+#include "health.h"
 #include "regions.h"
 
 /* formats of values, and how soon the home notices that a gateway has vanished */
 #define SESSION_OPTIONS \
 	"-c DateStyle=ISO -c IntervalStyle=postgres -c extra_float_digits=3 -c TimeZone=UTC " \
 	"-c lc_monetary=C -c bytea_output=hex -c cursor_tuple_fraction=1.0 " \
-	"-c client_connection_check_interval=1s"
+	"-c client_connection_check_interval=1s " \
+	"-c tcp_keepalives_idle=10 -c tcp_keepalives_interval=5 -c tcp_keepalives_count=3 " \
+	"-c tcp_user_timeout=20s"
 
 /* longest stay for answers when a backend ends */
 #define EXIT_LINGER_MS 1000
+
+/* what a statement is told that needs a region that is away */
+#define AWAY_MESSAGE "it is away"
+#define AWAY_HINT "SELECT * FROM residency.regions shows why. Rows of this region do not need it; SET residency.on_away = 'skip' reads without it."
 
 /* our own defaults; the options of server and mapping come later and win */
 static const char *const default_options[][2] = {
@@ -51,75 +58,134 @@ static const char *const default_options[][2] = {
 };
 
 /*
- * Options of the mapping that this entry logs in with: the PUBLIC one holds the
- * gateway's credential; the current user's own one is for administration.
+ * Options of a user mapping.  That of InvalidOid, PUBLIC, holds the gateway's credential; a
+ * user's own one is for administration.  False if there is none.
  */
-static List *
-mapping_options(RemoteRegion *region)
+static bool
+mapping_options(Oid serverid, Oid userid, List **options)
 {
-	Oid			userid = region->admin ? region->admin_user : InvalidOid;
 	HeapTuple	tuple;
 	Datum		datum;
 	bool		isnull;
-	List	   *options = NIL;
 
+	*options = NIL;
 	tuple = SearchSysCache2(USERMAPPINGUSERSERVER, ObjectIdGetDatum(userid),
-							ObjectIdGetDatum(region->serverid));
+							ObjectIdGetDatum(serverid));
 	if (!HeapTupleIsValid(tuple))
-	{
-		if (region->admin)
-			ereport(ERROR,
-					(errcode(ERRCODE_UNDEFINED_OBJECT),
-					 errmsg("role \"%s\" has no administrative access to region \"%s\"",
-							GetUserNameFromId(userid, true), region->name),
-					 errhint("CREATE USER MAPPING FOR CURRENT_USER SERVER %s OPTIONS (user '...', password '...').",
-							 quote_identifier(region->name))));
-		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_OBJECT),
-				 errmsg("region \"%s\" has no user mapping for PUBLIC", region->name),
-				 errhint("SELECT residency.add_region(...) makes it; the gateway logs in with it.")));
-	}
+		return false;
 	datum = SysCacheGetAttr(USERMAPPINGUSERSERVER, tuple,
 							Anum_pg_user_mapping_umoptions, &isnull);
 	if (!isnull)
-		options = untransformRelOptions(datum);
+		*options = untransformRelOptions(datum);
 	ReleaseSysCache(tuple);
-	return options;
+	return true;
 }
 
 /*
- * Begins to connect.  Does not wait: the wait loop goes on with it.  Throws only for
- * what is wrong here (no mapping, no descriptor); a region that cannot be reached
- * fails in residency_connection_poll.
+ * Parameters to connect to a server with the mapping of a user (InvalidOid: PUBLIC, the
+ * gateway's): arrays that end in NULL, in the current memory context.  False if
+ * there is no such mapping.
  */
-void
-residency_connection_start(RemoteRegion *region)
+bool
+residency_connection_parameters(Oid serverid, Oid userid, const char ***keywords, const char ***values)
 {
-	ForeignServer *server = GetForeignServer(region->serverid);
-	List	   *options = list_concat(list_copy(server->options), mapping_options(region));
-	int			max = lengthof(default_options) + list_length(options) + 3;
-	const char **keywords = palloc0(max * sizeof(char *));
-	const char **values = palloc0(max * sizeof(char *));
-	int			n = 0;
+	ForeignServer *server = GetForeignServer(serverid);
+	List	   *options;
 	ListCell   *lc;
+	int			max;
+	int			n = 0;
 
-	Assert(region->state == REMOTE_CLOSED && region->conn == NULL);
-
+	if (!mapping_options(serverid, userid, &options))
+		return false;
+	options = list_concat(list_copy(server->options), options);
+	max = lengthof(default_options) + list_length(options) + 3;
+	*keywords = palloc0(max * sizeof(char *));
+	*values = palloc0(max * sizeof(char *));
 	for (int i = 0; i < lengthof(default_options); i++)
 	{
-		keywords[n] = default_options[i][0];
-		values[n++] = default_options[i][1];
+		(*keywords)[n] = default_options[i][0];
+		(*values)[n++] = default_options[i][1];
 	}
 	foreach(lc, options)
 	{
 		DefElem    *def = (DefElem *) lfirst(lc);
 
-		keywords[n] = def->defname;
-		values[n++] = defGetString(def);
+		(*keywords)[n] = def->defname;
+		(*values)[n++] = defGetString(def);
 	}
-	keywords[n] = "client_encoding";
-	values[n++] = GetDatabaseEncodingName();
+	(*keywords)[n] = "client_encoding";
+	(*values)[n++] = GetDatabaseEncodingName();
+	return true;
+}
 
+/* there is no mapping to connect with */
+static void
+refuse_without_mapping(RemoteRegion *region)
+{
+	if (region->admin)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 errmsg("role \"%s\" has no administrative access to region \"%s\"",
+						GetUserNameFromId(region->admin_user, true), region->name),
+				 errhint("CREATE USER MAPPING FOR CURRENT_USER SERVER %s OPTIONS (user '...', password '...').",
+						 quote_identifier(region->name))));
+	ereport(ERROR,
+			(errcode(ERRCODE_UNDEFINED_OBJECT),
+			 errmsg("region \"%s\" has no user mapping for PUBLIC", region->name),
+			 errhint("SELECT residency.add_region(...) makes it; the gateway logs in with it.")));
+}
+
+/* true if the region has gone away since its connection was made */
+bool
+residency_connection_departed(const RemoteRegion *region)
+{
+	return region->state != REMOTE_CLOSED &&
+		residency_region_left(region->name) >= region->connect_start;
+}
+
+/*
+ * Gives up a connection whose region has gone away: what was asked there is lost, and so is
+ * its transaction.  True if that is so.  Neither waits nor throws.
+ */
+bool
+residency_connection_drop_departed(RemoteRegion *region)
+{
+	if (!residency_connection_departed(region))
+		return false;
+	residency_connection_close(region);
+	residency_pipeline_abandon_lost(region);
+	residency_error_store_text(region, region->base, ERRCODE_CONNECTION_FAILURE,
+							   AWAY_MESSAGE, AWAY_HINT);
+	return true;
+}
+
+/*
+ * Begins to connect.  Does not wait: the wait loop goes on with it.  Throws only for
+ * what is wrong here (no mapping, no descriptor); a region that cannot be reached
+ * fails in residency_connection_poll, and one that is away right here, without a word to it.
+ */
+void
+residency_connection_start(RemoteRegion *region)
+{
+	const char **keywords;
+	const char **values;
+
+	Assert(region->state == REMOTE_CLOSED && region->conn == NULL);
+
+	/* in this order: whoever goes away behind the second line has left after the first */
+	region->connect_start = GetCurrentTimestamp();
+	if (residency_region_state(region->name) == RESIDENCY_AWAY)
+	{
+		residency_error_store_text(region, Max(region->base, 1),
+								   ERRCODE_SQLCLIENT_UNABLE_TO_ESTABLISH_SQLCONNECTION,
+								   AWAY_MESSAGE, AWAY_HINT);
+		residency_pipeline_abandon_lost(region);
+		return;
+	}
+	if (!residency_connection_parameters(region->serverid,
+										 region->admin ? region->admin_user : InvalidOid,
+										 &keywords, &values))
+		refuse_without_mapping(region);
 	if (!AcquireExternalFD())
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_RESOURCES),
@@ -130,7 +196,7 @@ residency_connection_start(RemoteRegion *region)
 	residency_remote.wait_set_stale = true;
 	region->state = REMOTE_CONNECTING;
 	region->poll = PGRES_POLLING_WRITING;
-	region->last_look = GetCurrentTimestamp();
+	region->last_look = region->connect_start;
 	region->connect_deadline = TimestampTzPlusMilliseconds(region->last_look,
 														   residency_connect_timeout);
 	region->connect_trip = residency_remote.traffic.round_trips;

@@ -73,8 +73,10 @@ health_shmem_startup(void)
 		for (int i = 0; i < HEALTH_SLOTS; i++)
 		{
 			pg_atomic_init_u32(&shared->slots[i].state, RESIDENCY_UP);
-			pg_atomic_init_u32(&shared->slots[i].departures, 0);
+			pg_atomic_init_u64(&shared->slots[i].left, 0);
 			pg_atomic_init_u32(&shared->slots[i].rtt, 0);
+			pg_atomic_init_u64(&shared->slots[i].heard, 0);
+			pg_atomic_init_u32(&shared->slots[i].pause, 0);
 		}
 	}
 	LWLockRelease(AddinShmemInitLock);
@@ -138,11 +140,11 @@ residency_region_rtt(const char *region)
 	return rtt > 0 ? rtt / 1000.0 : -1;
 }
 
-/* how often the region has gone away since it is watched, see health.h */
-uint32
-residency_region_departures(const char *region)
+/* when the region went away last, 0: not since it is watched */
+TimestampTz
+residency_region_left(const char *region)
 {
-	uint32		departures = 0;
+	TimestampTz left = 0;
 	HealthSlot *slot;
 
 	if (shared == NULL || shared->used == 0)
@@ -150,9 +152,9 @@ residency_region_departures(const char *region)
 	LWLockAcquire(shared->lock, LW_SHARED);
 	slot = find_slot(region);
 	if (slot != NULL)
-		departures = pg_atomic_read_u32(&slot->departures);
+		left = (TimestampTz) pg_atomic_read_u64(&slot->left);
 	LWLockRelease(shared->lock);
-	return departures;
+	return left;
 }
 
 /*
@@ -184,8 +186,9 @@ residency_health_change(HealthSlot *slot, ResidencyRegionState from, ResidencyRe
 	if (done)
 	{
 		slot->since = GetCurrentTimestamp();
+		/* connections made from here on see the state; see residency_connection_start */
 		if (to == RESIDENCY_AWAY)
-			pg_atomic_fetch_add_u32(&slot->departures, 1);
+			pg_atomic_write_u64(&slot->left, (uint64) slot->since);
 	}
 	LWLockRelease(shared->lock);
 	if (done && to == RESIDENCY_AWAY)
@@ -238,6 +241,8 @@ residency_health_claim(const char *region, ResidencyRegionState state)
 		strlcpy(slot->region, region, NAMEDATALEN);
 		pg_atomic_write_u32(&slot->state, state);
 		pg_atomic_write_u32(&slot->rtt, 0);
+		pg_atomic_write_u64(&slot->heard, 0);
+		pg_atomic_write_u64(&slot->left, 0);
 		slot->since = GetCurrentTimestamp();
 		slot->met = false;
 		slot->problem[0] = '\0';
@@ -263,6 +268,27 @@ residency_health_release_all(void)
 	for (int i = 0; i < shared->used; i++)
 		if (shared->slots[i].database == MyDatabaseId)
 			shared->slots[i].database = InvalidOid;
+	LWLockRelease(shared->lock);
+}
+
+/*
+ * A gateway has pinged this region, and will again after so many ms; or it pings no longer
+ * (when is 0).
+ */
+void
+residency_health_heard(const char *gateway, TimestampTz when, uint32 pause)
+{
+	HealthSlot *slot;
+
+	if (shared == NULL)
+		return;
+	LWLockAcquire(shared->lock, LW_SHARED);
+	slot = find_slot(gateway);
+	if (slot != NULL)
+	{
+		pg_atomic_write_u32(&slot->pause, pause);
+		pg_atomic_write_u64(&slot->heard, (uint64) when);
+	}
 	LWLockRelease(shared->lock);
 }
 

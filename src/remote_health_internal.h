@@ -7,6 +7,7 @@
 
 #include "health.h"
 
+#include "libpq-fe.h"
 #include "port/atomics.h"
 #include "utils/timestamp.h"
 
@@ -15,8 +16,8 @@
 
 /*
  * One watched region of one database, in shared memory.  The worker of that database
- * claims it, is the only one to change it (but for "heard", and for the flip from catching
- * up to up), and gives it back.  Slots never move.  The lock guards who owns a slot and the
+ * claims it, is the only one to change it (but for "heard" and "pause", and for the flip from
+ * catching up to up), and gives it back.  Slots never move.  The lock guards who owns a slot and the
  * fields that are no atomics.
  */
 typedef struct HealthSlot
@@ -24,8 +25,10 @@ typedef struct HealthSlot
 	Oid			database;		/* InvalidOid: free */
 	char		region[NAMEDATALEN];
 	pg_atomic_uint32 state;		/* ResidencyRegionState */
-	pg_atomic_uint32 departures;	/* transitions to away */
+	pg_atomic_uint64 left;		/* last transition to away (TimestampTz), 0: none */
 	pg_atomic_uint32 rtt;		/* smoothed, in µs; 0: not measured */
+	pg_atomic_uint64 heard;		/* last ping of that region here (TimestampTz), 0: it pings not */
+	pg_atomic_uint32 pause;		/* ms until the next one, as it said */
 	bool		met;			/* has answered hello, so it runs our version */
 	TimestampTz since;			/* when the state began */
 	char		problem[HEALTH_PROBLEM];	/* why it does not answer, "" if it does */
@@ -36,6 +39,61 @@ extern HealthSlot *residency_health_claim(const char *region, ResidencyRegionSta
 extern void residency_health_release(HealthSlot *slot);
 extern void residency_health_release_all(void);
 extern bool residency_health_change(HealthSlot *slot, ResidencyRegionState from, ResidencyRegionState to);
+extern void residency_health_heard(const char *gateway, TimestampTz when, uint32 pause);
 extern void residency_health_describe(HealthSlot *slot, bool met, const char *problem);
+
+/*
+ * What goes on between the worker and one region.  Times are those of this server.
+ *
+ *		CLOSED --connect--> CONNECTING --> ASKING (hello) --> RESTING <--> ASKING (ping)
+ *		   ^                                                                  |
+ *		   '------- lost, refused, or too long without an answer -------------'
+ */
+typedef enum ProbePhase
+{
+	PROBE_CLOSED,
+	PROBE_CONNECTING,
+	PROBE_ASKING,
+	PROBE_RESTING
+} ProbePhase;
+
+typedef struct Probe
+{
+	char		region[NAMEDATALEN];
+	HealthSlot *slot;			/* NULL: none was free, so nothing is told to anybody */
+	MemoryContext context;		/* holds this struct and the parameters */
+	const char **keywords;		/* to connect with; NULL: there is no mapping */
+	const char **values;
+	bool		seen;			/* still a region at the last look into the catalog */
+
+	ProbePhase	phase;
+	PGconn	   *conn;
+	PostgresPollingStatusType poll; /* CONNECTING: what to wait for */
+	bool		want_write;		/* libpq holds output that the socket did not take */
+	bool		greeted;		/* hello was answered on this connection */
+	TimestampTz asked;			/* when the phase began that waits for the region */
+	TimestampTz due;			/* CLOSED, RESTING: when to act next */
+
+	TimestampTz answered;		/* last sign that the region is there */
+	bool		ever;			/* it has answered since the worker began */
+	int			good;			/* pings answered in a row */
+	double		rtt;			/* smoothed, in ms; < 0: not measured */
+	char		problem[HEALTH_PROBLEM];	/* why it did not answer last time */
+
+	/* remote_health_worker.c */
+	TimestampTz returned;		/* when it came back last, 0: never */
+	int			flaps;			/* times it went away again soon after */
+} Probe;
+
+/* remote_health_gateway.c */
+extern void residency_health_dismiss(HealthSlot *slot, long patience);
+
+/* remote_health_probe.c */
+extern void residency_probe_step(Probe *probe, const char *const *hello, TimestampTz now);
+extern void residency_probe_readable(Probe *probe, TimestampTz now);
+extern void residency_probe_close(Probe *probe);
+extern int	residency_probe_events(const Probe *probe);
+extern long residency_probe_patience(const Probe *probe);
+extern long residency_probe_pause(const Probe *probe);
 
 #endif							/* RESIDENCY_REMOTE_HEALTH_INTERNAL_H */

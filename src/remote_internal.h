@@ -101,6 +101,7 @@ struct RemoteRegion
 	PGconn	   *conn;
 	PostgresPollingStatusType poll; /* CONNECTING: what to wait for */
 	TimestampTz connect_deadline;	/* CONNECTING; moved on while nobody waits */
+	TimestampTz connect_start;	/* when it was begun to be made */
 	TimestampTz last_look;		/* CONNECTING: when the wait loop last looked at it */
 	uint64		connect_trip;	/* round trips that logging in has taken, from a start like "trip" */
 	bool		stale;			/* server or mapping changed: replace before the next transaction */
@@ -169,9 +170,13 @@ typedef struct RemoteBackend
 extern RemoteBackend residency_remote;
 
 /* remote_connection.c */
+extern bool residency_connection_parameters(Oid serverid, Oid userid, const char ***keywords,
+											const char ***values);
 extern void residency_connection_start(RemoteRegion *region);
 extern void residency_connection_poll(RemoteRegion *region);
 extern void residency_connection_close(RemoteRegion *region);
+extern bool residency_connection_departed(const RemoteRegion *region);
+extern bool residency_connection_drop_departed(RemoteRegion *region);
 extern void residency_connection_init(void);
 extern void residency_remote_ignore_notice(void *arg, const PGresult *res);
 

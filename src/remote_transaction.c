@@ -229,6 +229,7 @@ residency_transaction_after_cancel(RemoteRegion *region)
 static void
 drop_unusable_connection(RemoteRegion *region)
 {
+	(void) residency_connection_drop_departed(region);
 	residency_transaction_after_cancel(region);
 	if (region->state == REMOTE_OPEN && !region->stale)
 	{
@@ -338,6 +339,7 @@ residency_remote_send_about(const RemoteSubject *about, RemoteRegion *region, Oi
 	RemoteRequest *req;
 
 	check_allowed(region);
+	(void) residency_connection_drop_departed(region);
 	if (!(flags & REMOTE_DEFERRED))
 		residency_transaction_produce(region);
 	if (region->failed_level > 0)

@@ -105,6 +105,10 @@ advance_all(void)
 	{
 		RemoteRegion *region = dlist_container(RemoteRegion, node, iter.cur);
 
+		/* the health worker woke us up; who merely read there before may go on without it */
+		if ((!dlist_is_empty(&region->sent) || !dlist_is_empty(&region->queued)) &&
+			residency_connection_drop_departed(region))
+			continue;
 		if (region->state == REMOTE_CONNECTING)
 		{
 			TimestampTz now = GetCurrentTimestamp();
@@ -300,7 +304,7 @@ wait_without_errors(int timeout_ms, bool all)
 		{
 			RemoteRegion *region = dlist_container(RemoteRegion, node, iter.cur);
 
-			if (!answer_missing(region, all))
+			if (!answer_missing(region, all) || residency_connection_departed(region))
 				continue;
 			(void) residency_pipeline_advance(region);
 			if (region->state != REMOTE_OPEN || !answer_missing(region, all) ||

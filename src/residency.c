@@ -42,6 +42,7 @@ _PG_init(void)
 	residency_global_init();	/* before the row buffers: identities precede details */
 	residency_fdw_modify_init();
 	residency_fdw_start_init();
+	residency_fdw_away_init();
 	residency_fdw_stats_init();
 	residency_fdw_plan_init();
 	residency_lookup_init();

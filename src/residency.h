@@ -30,6 +30,7 @@
 #define RESIDENCY_MAX_REGIONS 64
 
 /* settings, see settings.c and docs/settings.md */
+extern int	residency_away_after;	/* ms */
 extern int	residency_commit_wait;	/* ResidencyCommitWait */
 extern int	residency_commit_timeout;	/* ms */
 extern int	residency_connect_timeout;	/* ms */
@@ -39,6 +40,7 @@ extern bool residency_enable_push;
 extern int	residency_fetch_bytes;	/* kB wanted per FETCH */
 extern int	residency_home_wait;	/* ms */
 extern int	residency_lock_timeout; /* ms */
+extern int	residency_on_away;	/* ResidencyOnAway */
 extern int	residency_resolve_interval; /* ms */
 extern bool residency_workers;
 
@@ -47,6 +49,12 @@ typedef enum ResidencyCommitWait
 	RESIDENCY_COMMIT_DECIDED,	/* return once the decision is durable */
 	RESIDENCY_COMMIT_APPLIED	/* return once every region has applied it */
 } ResidencyCommitWait;
+
+typedef enum ResidencyOnAway
+{
+	RESIDENCY_ON_AWAY_ERROR,	/* what needs a region that is away fails */
+	RESIDENCY_ON_AWAY_SKIP		/* reading goes on without it, with a warning */
+} ResidencyOnAway;
 
 extern void residency_define_settings(void);
 

@@ -13,6 +13,7 @@
 
 #include "fault.h"
 
+int			residency_away_after = 5000;
 int			residency_commit_timeout = 5000;
 int			residency_commit_wait = RESIDENCY_COMMIT_APPLIED;
 int			residency_connect_timeout = 10000;
@@ -22,6 +23,7 @@ bool		residency_enable_push = true;
 int			residency_fetch_bytes = 2048;
 int			residency_home_wait = 50;
 int			residency_lock_timeout = 5000;
+int			residency_on_away = RESIDENCY_ON_AWAY_ERROR;
 int			residency_resolve_interval = 10000;
 bool		residency_workers = true;
 
@@ -31,10 +33,23 @@ static const struct config_enum_entry commit_wait_options[] = {
 	{NULL, 0, false}
 };
 
+static const struct config_enum_entry on_away_options[] = {
+	{"error", RESIDENCY_ON_AWAY_ERROR, false},
+	{"skip", RESIDENCY_ON_AWAY_SKIP, false},
+	{NULL, 0, false}
+};
+
 /* defines all settings; called once, while the library is loaded */
 void
 residency_define_settings(void)
 {
+	DefineCustomIntVariable("residency.away_after",
+							"Time without an answer after which a region is left out.",
+							"From then on what needs the region fails at once. Longer than any hiccup of the network should be; "
+							"eight round trips count at least.",
+							&residency_away_after,
+							5000, 100, INT_MAX / 2, PGC_SIGHUP, GUC_UNIT_MS,
+							NULL, NULL, NULL);
 	DefineCustomIntVariable("residency.commit_timeout",
 							"Longest time that COMMIT waits for the regions to apply a decided transaction.",
 							"After it COMMIT returns with a warning, and residency.resolve() finishes the rest.",
@@ -91,6 +106,13 @@ residency_define_settings(void)
 							&residency_lock_timeout,
 							5000, 1, INT_MAX, PGC_USERSET, GUC_UNIT_MS,
 							NULL, NULL, NULL);
+	DefineCustomEnumVariable("residency.on_away",
+							 "What becomes of reading statements that need a region that is away.",
+							 "\"error\" lets them fail, \"skip\" gives the rows of the other regions and a warning.",
+							 &residency_on_away,
+							 RESIDENCY_ON_AWAY_ERROR, on_away_options,
+							 PGC_USERSET, 0,
+							 NULL, NULL, NULL);
 	DefineCustomIntVariable("residency.resolve_interval",
 							"Time between two looks of the resolver worker at the other regions.",
 							"It looks earlier when it knows of something to finish.",

@@ -30,6 +30,7 @@ typedef enum ResidencyWorkerKind
 {
 	RESIDENCY_WORKER_RESOLVER,	/* finishes what a crash left (commit_worker.c); also finds
 								 * out whether the database is a region */
+	RESIDENCY_WORKER_HEALTH,	/* which regions answer (remote_health_worker.c) */
 	RESIDENCY_WORKER_KINDS		/* how many there are; last */
 } ResidencyWorkerKind;
 
@@ -78,5 +79,6 @@ extern bool residency_worker_try_bare(ResidencyWorkerRound round, void *arg);
 
 /* main functions, see the table in worker_loop.c */
 extern void residency_resolver_main(void);
+extern void residency_health_main(void);
 
 #endif							/* RESIDENCY_WORKER_H */

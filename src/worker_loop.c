@@ -32,6 +32,7 @@ static const struct
 }			kinds[RESIDENCY_WORKER_KINDS] =
 {
 	{"resolver", residency_resolver_main},
+	{"health", residency_health_main},
 };
 
 /* this process */

@@ -1,0 +1,362 @@
+/*
+ * remote_health_worker.c
+ *		The health worker: asks all regions side by side, and judges their answers.
+ *
+ *					no answer for residency.away_after
+ *		 up, catching up -----------------------------------> away
+ *		 up <---- RETURN_PINGS answers in a row, no notes ---- away
+ *		 catching up <--- the same, and notes are left ------ away
+ *
+ * No flapping: whatever is shorter than away_after changes nothing, and a region has to
+ * answer several pings in a row before it is used again; each time that it
+ * goes away again within FLAP_MS of its return the number doubles, up to a bound.
+ *
+ * The catalog is looked into once a second, in a short transaction; all the rest happens
+ * outside of any.  The worker's end gives all slots back, so that regions count as up when
+ * nobody watches them.
+ */
+#include "postgres.h"
+
+#include "catalog/pg_type.h"
+#include "executor/spi.h"
+#include "foreign/foreign.h"
+#include "lib/stringinfo.h"
+#include "miscadmin.h"
+#include "pgstat.h"
+#include "storage/ipc.h"
+#include "storage/latch.h"
+#include "utils/builtins.h"
+#include "utils/memutils.h"
+
+#include "regions.h"
+#include "remote_health_internal.h"
+#include "remote_internal.h"
+#include "worker.h"
+
+/* answers in a row that end an absence: first, and at most when it keeps coming back */
+#define RETURN_PINGS 3
+#define RETURN_PINGS_MAX 24
+
+/* a region that goes away again so soon after its return is flapping */
+#define FLAP_MS 60000
+
+/* how often the catalog is looked into */
+#define LOOK_MS 1000
+
+/* all state of the worker; memory lives as long as the process */
+static struct
+{
+	MemoryContext context;
+	Probe	   *probes[RESIDENCY_MAX_REGIONS];
+	int			n;
+	char		deployment[32];
+	char		self[NAMEDATALEN];
+} worker;
+
+/* before_shmem_exit: nobody watches the regions any more */
+static void
+stop_watching(int code, Datum arg)
+{
+	for (int i = 0; i < worker.n; i++)
+		residency_probe_close(worker.probes[i]);
+	residency_health_release_all();
+}
+
+/* the probe of a region, made if it is new; NULL if there are too many */
+static Probe *
+find_probe(const char *region)
+{
+	MemoryContext context;
+	Probe	   *probe;
+
+	for (int i = 0; i < worker.n; i++)
+		if (strcmp(worker.probes[i]->region, region) == 0)
+			return worker.probes[i];
+	if (worker.n >= RESIDENCY_MAX_REGIONS)
+		return NULL;
+	context = AllocSetContextCreate(worker.context, "residency probe", ALLOCSET_SMALL_SIZES);
+	probe = MemoryContextAllocZero(context, sizeof(Probe));
+	probe->context = context;
+	strlcpy(probe->region, region, NAMEDATALEN);
+	probe->rtt = -1;
+	probe->answered = GetCurrentTimestamp();
+	probe->slot = residency_health_claim(region, RESIDENCY_UP);
+	worker.probes[worker.n++] = probe;
+	return probe;
+}
+
+/* the region is no more */
+static void
+drop_probe(int i)
+{
+	Probe	   *probe = worker.probes[i];
+
+	residency_probe_close(probe);
+	if (probe->slot != NULL)
+		residency_health_release(probe->slot);
+	worker.probes[i] = worker.probes[--worker.n];
+	MemoryContextDelete(probe->context);
+}
+
+/* do two arrays that end in NULL hold the same strings?  Either may be NULL. */
+static bool
+same_strings(const char **a, const char **b)
+{
+	if (a == NULL || b == NULL)
+		return a == b;
+	for (; *a != NULL && *b != NULL; a++, b++)
+		if (strcmp(*a, *b) != 0)
+			return false;
+	return *a == *b;
+}
+
+/* copy of such an array */
+static const char **
+copy_strings(const char **strings)
+{
+	const char **copy;
+	int			n = 0;
+
+	while (strings[n] != NULL)
+		n++;
+	copy = palloc0((n + 1) * sizeof(char *));
+	for (int i = 0; i < n; i++)
+		copy[i] = pstrdup(strings[i]);
+	return copy;
+}
+
+/* takes over how the region is reached; a connection made otherwise is given up */
+static void
+set_parameters(Probe *probe, Oid serverid)
+{
+	const char **keywords = NULL;
+	const char **values = NULL;
+	MemoryContext old;
+
+	(void) residency_connection_parameters(serverid, InvalidOid, &keywords, &values);
+	if (same_strings(keywords, probe->keywords) && same_strings(values, probe->values))
+		return;
+	residency_probe_close(probe);
+	probe->due = 0;
+	/* what was there before stays until the process ends: it changes once in a blue moon */
+	old = MemoryContextSwitchTo(probe->context);
+	probe->keywords = keywords ? copy_strings(keywords) : NULL;
+	probe->values = values ? copy_strings(values) : NULL;
+	MemoryContextSwitchTo(old);
+}
+
+/* ResidencyWorkerRound: learns which regions there are, and ends sessions of silent ones */
+static bool
+look_around(void *arg)
+{
+	const ResidencySelf *self = residency_self();
+	List	   *servers;
+	ListCell   *lc;
+
+	snprintf(worker.deployment, sizeof(worker.deployment), INT64_FORMAT, self->deployment);
+	strlcpy(worker.self, self->region, sizeof(worker.self));
+	for (int i = 0; i < worker.n; i++)
+		worker.probes[i]->seen = false;
+	servers = list_copy(residency_other_servers());
+	foreach(lc, servers)
+	{
+		Probe	   *probe = find_probe(GetForeignServer(lfirst_oid(lc))->servername);
+
+		if (probe == NULL)
+			continue;
+		probe->seen = true;
+		set_parameters(probe, lfirst_oid(lc));
+	}
+	for (int i = worker.n - 1; i >= 0; i--)
+		if (!worker.probes[i]->seen)
+			drop_probe(i);
+	for (int i = 0; i < worker.n; i++)
+		if (worker.probes[i]->slot != NULL)
+			residency_health_dismiss(worker.probes[i]->slot,
+									 residency_probe_patience(worker.probes[i]));
+	return true;
+}
+
+/* answers in a row that end the region's absence */
+static int
+pings_wanted(const Probe *probe)
+{
+	return Min(RETURN_PINGS << Min(probe->flaps, 8), RETURN_PINGS_MAX);
+}
+
+/* the region has been silent for too long */
+static void
+go_away(Probe *probe, TimestampTz now)
+{
+	long		silent = TimestampDifferenceMilliseconds(probe->answered, now);
+
+	if (probe->returned != 0 && TimestampDifferenceMilliseconds(probe->returned, now) < FLAP_MS)
+		probe->flaps++;
+	else
+		probe->flaps = 0;
+	probe->good = 0;
+	ereport(LOG,
+			(errmsg("region \"%s\" is away: no answer for %ld ms", probe->region, silent),
+			 probe->problem[0] != '\0' ? errdetail_internal("%s", probe->problem) : 0));
+}
+
+/* ResidencyWorkerRound: true if this region holds notes of what the other one has missed */
+static bool
+has_notes(void *arg)
+{
+	Oid			types[] = {NAMEOID};
+	Datum		values[] = {CStringGetDatum(((Probe *) arg)->region)};
+	bool		found;
+
+	if (SPI_connect() != SPI_OK_CONNECT)
+		elog(ERROR, "SPI_connect failed");
+	if (SPI_execute_with_args("SELECT FROM residency.backlog WHERE region OPERATOR(pg_catalog.=) $1",
+							  1, types, values, NULL, true, 1) != SPI_OK_SELECT)
+		elog(ERROR, "the backlog could not be read");
+	found = SPI_processed > 0;
+	SPI_finish();
+	return found;
+}
+
+/* the region answers steadily again */
+static void
+come_back(Probe *probe, TimestampTz now)
+{
+	bool		behind = residency_worker_try(has_notes, probe);
+
+	if (!residency_health_change(probe->slot, RESIDENCY_AWAY,
+								 behind ? RESIDENCY_CATCHING_UP : RESIDENCY_UP))
+		return;
+	probe->returned = now;
+	ereport(LOG,
+			(errmsg("region \"%s\" is back", probe->region)));
+}
+
+/* moves the region's state on, if it is time */
+static void
+judge(Probe *probe, TimestampTz now)
+{
+	ResidencyRegionState state;
+	bool		silent;
+
+	if (probe->slot == NULL)
+		return;
+	state = pg_atomic_read_u32(&probe->slot->state);
+	silent = TimestampDifferenceMilliseconds(probe->answered, now) > residency_probe_patience(probe);
+	if (state != RESIDENCY_AWAY)
+	{
+		if (silent && residency_health_change(probe->slot, state, RESIDENCY_AWAY))
+			go_away(probe, now);
+	}
+	else if (!silent && probe->good >= pings_wanted(probe))
+		come_back(probe, now);
+}
+
+/* tells others what was found out, if it is news */
+static void
+describe(Probe *probe)
+{
+	if (probe->slot != NULL &&
+		(strcmp(probe->slot->problem, probe->problem) != 0 || (probe->ever && !probe->slot->met)))
+		residency_health_describe(probe->slot, probe->ever, probe->problem);
+}
+
+/* when something is due next, in ms from now */
+static long
+next_due(TimestampTz now, TimestampTz look)
+{
+	long		timeout = TimestampDifferenceMilliseconds(now, look);
+
+	for (int i = 0; i < worker.n; i++)
+	{
+		Probe	   *probe = worker.probes[i];
+
+		if (probe->phase == PROBE_CLOSED || probe->phase == PROBE_RESTING)
+			timeout = Min(timeout, TimestampDifferenceMilliseconds(now, probe->due));
+		else
+			timeout = Min(timeout, residency_probe_pause(probe));
+	}
+	return Max(timeout, 1);
+}
+
+/* waits for the latch, any socket, or the time; reads what has come */
+static void
+wait_for_answers(long timeout)
+{
+	WaitEvent	events[RESIDENCY_MAX_REGIONS + 2];
+	WaitEventSet *set = compat_create_wait_event_set(worker.context, RESIDENCY_MAX_REGIONS + 2);
+	TimestampTz now;
+	int			n;
+
+	AddWaitEventToSet(set, WL_LATCH_SET, PGINVALID_SOCKET, MyLatch, NULL);
+	AddWaitEventToSet(set, WL_EXIT_ON_PM_DEATH, PGINVALID_SOCKET, NULL, NULL);
+	for (int i = 0; i < worker.n; i++)
+	{
+		int			wanted = residency_probe_events(worker.probes[i]);
+
+		if (wanted != 0)
+			AddWaitEventToSet(set, wanted, PQsocket(worker.probes[i]->conn), NULL, worker.probes[i]);
+	}
+	n = WaitEventSetWait(set, timeout, events, lengthof(events), PG_WAIT_EXTENSION);
+	FreeWaitEventSet(set);
+	now = GetCurrentTimestamp();
+	for (int i = 0; i < n; i++)
+	{
+		if (events[i].events & WL_LATCH_SET)
+			ResetLatch(MyLatch);
+		else if (events[i].user_data != NULL)
+			residency_probe_readable(events[i].user_data, now);
+	}
+}
+
+/*
+ * This process came late by so many ms: it was stopped, the machine was asleep, or the catalog was
+ * locked.  Regions could not be heard meanwhile, which is not their fault.
+ */
+static void
+forgive(long late)
+{
+	for (int i = 0; i < worker.n; i++)
+	{
+		Probe	   *probe = worker.probes[i];
+
+		probe->answered = TimestampTzPlusMilliseconds(probe->answered, late);
+		probe->asked = TimestampTzPlusMilliseconds(probe->asked, late);
+	}
+}
+
+/* main function of the worker's kind, see worker.h */
+void
+residency_health_main(void)
+{
+	TimestampTz look = 0;
+	TimestampTz expected = GetCurrentTimestamp();
+	bool		leave = false;
+
+	worker.context = AllocSetContextCreate(TopMemoryContext, "residency health", ALLOCSET_DEFAULT_SIZES);
+	before_shmem_exit(stop_watching, (Datum) 0);
+	while (!leave)
+	{
+		const char *hello[2] = {worker.deployment, worker.self};
+		TimestampTz now = GetCurrentTimestamp();
+		long		timeout;
+
+		if (now >= look)
+		{
+			(void) residency_worker_try(look_around, NULL);
+			now = GetCurrentTimestamp();
+			look = TimestampTzPlusMilliseconds(now, LOOK_MS);
+		}
+		forgive(TimestampDifferenceMilliseconds(expected, now));
+		for (int i = 0; i < worker.n; i++)
+		{
+			residency_probe_step(worker.probes[i], hello, now);
+			judge(worker.probes[i], now);
+			describe(worker.probes[i]);
+		}
+		timeout = next_due(now, look);
+		expected = TimestampTzPlusMilliseconds(now, timeout);
+		wait_for_answers(timeout);
+		(void) residency_worker_wanted(&leave);
+	}
+}
