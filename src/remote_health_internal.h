@@ -89,11 +89,11 @@ typedef struct Probe
 extern void residency_health_dismiss(HealthSlot *slot, long patience);
 
 /* remote_health_probe.c */
-extern void residency_probe_step(Probe *probe, const char *const *hello, TimestampTz now);
-extern void residency_probe_readable(Probe *probe, TimestampTz now);
-extern void residency_probe_close(Probe *probe);
-extern int	residency_probe_events(const Probe *probe);
-extern long residency_probe_patience(const Probe *probe);
-extern long residency_probe_pause(const Probe *probe);
+extern void residency_health_probe_step(Probe *probe, const char *const *hello, TimestampTz now);
+extern void residency_health_probe_readable(Probe *probe, TimestampTz now);
+extern void residency_health_probe_close(Probe *probe);
+extern int	residency_health_probe_events(const Probe *probe);
+extern long residency_health_probe_patience(const Probe *probe);
+extern long residency_health_probe_pause(const Probe *probe);
 
 #endif							/* RESIDENCY_REMOTE_HEALTH_INTERNAL_H */

@@ -35,7 +35,7 @@
  * and to be answered over a long way, whatever the setting says.
  */
 long
-residency_probe_patience(const Probe *probe)
+residency_health_probe_patience(const Probe *probe)
 {
 	double		least = probe->ever && probe->rtt >= 0 ? 8 * probe->rtt : FIRST_ANSWER_MS;
 
@@ -44,14 +44,14 @@ residency_probe_patience(const Probe *probe)
 
 /* ms between two pings: several fit into the patience */
 long
-residency_probe_pause(const Probe *probe)
+residency_health_probe_pause(const Probe *probe)
 {
-	return Min(Max(residency_probe_patience(probe) / 5, PAUSE_MIN), PAUSE_MAX);
+	return Min(Max(residency_health_probe_patience(probe) / 5, PAUSE_MIN), PAUSE_MAX);
 }
 
 /* ends the connection, without waiting */
 void
-residency_probe_close(Probe *probe)
+residency_health_probe_close(Probe *probe)
 {
 	if (probe->conn != NULL)
 	{
@@ -99,9 +99,9 @@ give_up(Probe *probe, const char *reason, TimestampTz now)
 	end = probe->problem + strlen(probe->problem);
 	while (end > probe->problem && end[-1] == ' ')
 		*--end = '\0';
-	residency_probe_close(probe);
+	residency_health_probe_close(probe);
 	probe->good = 0;
-	probe->due = TimestampTzPlusMilliseconds(now, residency_probe_pause(probe));
+	probe->due = TimestampTzPlusMilliseconds(now, residency_health_probe_pause(probe));
 }
 
 /* begins to connect */
@@ -209,15 +209,15 @@ take_answer(Probe *probe, PGresult *res, TimestampTz now)
 		probe->answered = now;
 		probe->good++;
 		probe->problem[0] = '\0';
-		probe->due = TimestampTzPlusMilliseconds(probe->asked, residency_probe_pause(probe));
+		probe->due = TimestampTzPlusMilliseconds(probe->asked, residency_health_probe_pause(probe));
 		probe->phase = PROBE_RESTING;
 	}
 	PQclear(res);
 }
 
-/* the socket is ready for what residency_probe_events asked for */
+/* the socket is ready for what residency_health_probe_events asked for */
 void
-residency_probe_readable(Probe *probe, TimestampTz now)
+residency_health_probe_readable(Probe *probe, TimestampTz now)
 {
 	if (probe->phase == PROBE_CONNECTING)
 	{
@@ -257,7 +257,7 @@ residency_probe_readable(Probe *probe, TimestampTz now)
  * "hello" is deployment and own region.
  */
 void
-residency_probe_step(Probe *probe, const char *const *hello, TimestampTz now)
+residency_health_probe_step(Probe *probe, const char *const *hello, TimestampTz now)
 {
 	long		waited = TimestampDifferenceMilliseconds(probe->asked, now);
 	char		pause[32];
@@ -269,23 +269,23 @@ residency_probe_step(Probe *probe, const char *const *hello, TimestampTz now)
 	{
 		if (probe->poll == PGRES_POLLING_OK)
 			greet(probe, hello, now);
-		else if (waited > Max(CONNECT_MS, residency_probe_patience(probe) / 2))
+		else if (waited > Max(CONNECT_MS, residency_health_probe_patience(probe) / 2))
 			give_up(probe, "time-out while connecting", now);
 	}
 	if (probe->phase == PROBE_RESTING && now >= probe->due)
 	{
-		snprintf(pause, sizeof(pause), "%ld", residency_probe_pause(probe));
+		snprintf(pause, sizeof(pause), "%ld", residency_health_probe_pause(probe));
 		ask(probe, "SELECT residency.ping($1::pg_catalog.int4)", 1, values, now);
 	}
 	/* perhaps just this connection is dead: a new one gets a chance before the region is given up */
 	if (probe->phase == PROBE_ASKING &&
-		waited > (probe->greeted ? residency_probe_patience(probe) / 2 : CONNECT_MS))
+		waited > (probe->greeted ? residency_health_probe_patience(probe) / 2 : CONNECT_MS))
 		give_up(probe, "no answer", now);
 }
 
 /* what to wait for on the probe's socket: events of a wait set, 0 for none */
 int
-residency_probe_events(const Probe *probe)
+residency_health_probe_events(const Probe *probe)
 {
 	if (probe->conn == NULL || PQsocket(probe->conn) < 0)
 		return 0;

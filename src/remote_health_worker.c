@@ -58,7 +58,7 @@ static void
 stop_watching(int code, Datum arg)
 {
 	for (int i = 0; i < worker.n; i++)
-		residency_probe_close(worker.probes[i]);
+		residency_health_probe_close(worker.probes[i]);
 	residency_health_release_all();
 }
 
@@ -91,7 +91,7 @@ drop_probe(int i)
 {
 	Probe	   *probe = worker.probes[i];
 
-	residency_probe_close(probe);
+	residency_health_probe_close(probe);
 	if (probe->slot != NULL)
 		residency_health_release(probe->slot);
 	worker.probes[i] = worker.probes[--worker.n];
@@ -136,7 +136,7 @@ set_parameters(Probe *probe, Oid serverid)
 	(void) residency_connection_parameters(serverid, InvalidOid, &keywords, &values);
 	if (same_strings(keywords, probe->keywords) && same_strings(values, probe->values))
 		return;
-	residency_probe_close(probe);
+	residency_health_probe_close(probe);
 	probe->due = 0;
 	/* what was there before stays until the process ends: it changes once in a blue moon */
 	old = MemoryContextSwitchTo(probe->context);
@@ -173,7 +173,7 @@ look_around(void *arg)
 	for (int i = 0; i < worker.n; i++)
 		if (worker.probes[i]->slot != NULL)
 			residency_health_dismiss(worker.probes[i]->slot,
-									 residency_probe_patience(worker.probes[i]));
+									 residency_health_probe_patience(worker.probes[i]));
 	return true;
 }
 
@@ -242,7 +242,7 @@ judge(Probe *probe, TimestampTz now)
 	if (probe->slot == NULL)
 		return;
 	state = pg_atomic_read_u32(&probe->slot->state);
-	silent = TimestampDifferenceMilliseconds(probe->answered, now) > residency_probe_patience(probe);
+	silent = TimestampDifferenceMilliseconds(probe->answered, now) > residency_health_probe_patience(probe);
 	if (state != RESIDENCY_AWAY)
 	{
 		if (silent && residency_health_change(probe->slot, state, RESIDENCY_AWAY))
@@ -274,7 +274,7 @@ next_due(TimestampTz now, TimestampTz look)
 		if (probe->phase == PROBE_CLOSED || probe->phase == PROBE_RESTING)
 			timeout = Min(timeout, TimestampDifferenceMilliseconds(now, probe->due));
 		else
-			timeout = Min(timeout, residency_probe_pause(probe));
+			timeout = Min(timeout, residency_health_probe_pause(probe));
 	}
 	return Max(timeout, 1);
 }
@@ -292,7 +292,7 @@ wait_for_answers(long timeout)
 	AddWaitEventToSet(set, WL_EXIT_ON_PM_DEATH, PGINVALID_SOCKET, NULL, NULL);
 	for (int i = 0; i < worker.n; i++)
 	{
-		int			wanted = residency_probe_events(worker.probes[i]);
+		int			wanted = residency_health_probe_events(worker.probes[i]);
 
 		if (wanted != 0)
 			AddWaitEventToSet(set, wanted, PQsocket(worker.probes[i]->conn), NULL, worker.probes[i]);
@@ -305,7 +305,7 @@ wait_for_answers(long timeout)
 		if (events[i].events & WL_LATCH_SET)
 			ResetLatch(MyLatch);
 		else if (events[i].user_data != NULL)
-			residency_probe_readable(events[i].user_data, now);
+			residency_health_probe_readable(events[i].user_data, now);
 	}
 }
 
@@ -350,7 +350,7 @@ residency_health_main(void)
 		forgive(TimestampDifferenceMilliseconds(expected, now));
 		for (int i = 0; i < worker.n; i++)
 		{
-			residency_probe_step(worker.probes[i], hello, now);
+			residency_health_probe_step(worker.probes[i], hello, now);
 			judge(worker.probes[i], now);
 			describe(worker.probes[i]);
 		}
