@@ -539,6 +539,7 @@ sub lateral
 	my $sub = $self->subquery_source(\@scope, 1);
 	my @columns = grep { $QueryTables::CLASSES{ $_->{class} }[1] } @{ $sub->{scope} };
 	my ($x, $y) = $r->some(2, @columns);
+	$y //= $x;
 	my $tail = @{ $sub->{key} } ? ' ORDER BY ' . join(', ', @{ $sub->{key} }) . ' LIMIT ' . $r->pick(1, 2, 3) : '';
 
 	return ("$sql " . $r->pick('LEFT JOIN', 'JOIN') . " LATERAL (SELECT $x->{sql} AS l1, $y->{sql} AS l2 FROM $sub->{from}$sub->{where}$tail) $alias ON true",
