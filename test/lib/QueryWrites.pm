@@ -272,7 +272,7 @@ sub new_row
 		my $is_key = grep { $_ eq $column } @{ $t->{key} };
 
 		next if defined $row{$column};
-		$row{$column} = $column eq 'region' ? "'" . $r->pick(@QueryTables::REGIONS) . "'" : $is_key && $class eq 'int' && $column ne 'bank' ? ($r->chance(0.9) ? $self->{serial}++ : $r->below(60))
+		$row{$column} = $column eq 'region' ? "'" . $r->pick(@QueryTables::REGIONS) . "'" : $is_key && $class eq 'int' && $column ne 'bank' ? ($r->chance(0.9) ? $self->{serial}++ : 1 + $r->below(60))
 		  : $is_key ? $self->{tables}->_value($class, $domain) : $r->chance(0.15) ? 'NULL' : $r->chance(0.05) ? 'DEFAULT' : $self->{tables}->_value($class, $domain);
 	}
 	# a region cannot see that a number is taken in another one, where there is no directory
