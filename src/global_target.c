@@ -325,6 +325,8 @@ update_row(ApplyRun *run, ApplyTarget *target)
 		return;
 	begin_write(run);
 	compat_epq_init(&epq, run->estate);
+	/* a BEFORE trigger locks the row, which this transaction may have written before */
+	run->estate->es_output_cid = GetCurrentCommandId(true);
 	ExecSimpleRelationUpdate(target->info, run->estate, &epq, target->found, target->image);
 	EvalPlanQualEnd(&epq);
 	remember(run, target, target->found, target->image);
@@ -339,6 +341,7 @@ delete_row(ApplyRun *run, ApplyTarget *target, TupleTableSlot *found)
 
 	begin_write(run);
 	compat_epq_init(&epq, run->estate);
+	run->estate->es_output_cid = GetCurrentCommandId(true);
 	ExecSimpleRelationDelete(target->info, run->estate, &epq, found);
 	EvalPlanQualEnd(&epq);
 	remember(run, target, found, NULL);

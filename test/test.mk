@@ -5,6 +5,8 @@
 #   make check-regress    pg_regress, one temporary server
 #   make check-isolation  isolation tester, one temporary server
 #   make check-tap        several servers, test/t; TAP=test/t/001_relay.pl runs just these
+#   make torture SEED=1 MINUTES=10 CLIENTS=8      test/t/540_torture.pl for longer
+#   make torture-plan SEED=1 MINUTES=10 CLIENTS=8 prints what it would do
 #   make check-all        all of them, whatever fails, and one line at the end
 #
 # pg_regress and the isolation tester are called directly: PGXS's targets want a running
@@ -38,7 +40,7 @@ TEST_ENV = LC_ALL=C.UTF-8 env -u PGHOST -u PGPORT -u PGUSER -u PGDATABASE -u PGS
 	RESIDENCY_RELAY="$(CURDIR)/test/lib/relay" RESIDENCY_SAME_ANSWER="$(CURDIR)/test/lib/same_answer" \
 	RESIDENCY_FAULTS="$(FAULT_INSTALL)"
 
-.PHONY: relay faults check-all check-style check-regress check-isolation check-tap check-fresh
+.PHONY: relay faults torture torture-plan check-all check-style check-regress check-isolation check-tap check-fresh
 
 relay: test/lib/relay test/lib/same_answer
 
@@ -95,6 +97,17 @@ endif
 check-tap: relay test/lib/full.so faults
 	@rm -rf tmp_check/t_*
 	@$(TEST_ENV) perl test/lib/run_tap.pl $(RESULTS) $(TEST_JOBS) $(TAP)
+
+SEED    ?= 1
+MINUTES ?= 10
+CLIENTS ?= 8
+
+torture: relay faults
+	@$(TEST_ENV) TORTURE_SEED=$(SEED) TORTURE_MINUTES=$(MINUTES) TORTURE_CLIENTS=$(CLIENTS) \
+		PG_TEST_NOCLEAN=1 perl test/t/540_torture.pl
+
+torture-plan:
+	@perl -Itest/lib -MPlan -e 'Plan->new(seed => $(SEED), regions => [qw(usa gbr aus)])->print(60 * $(MINUTES), $(CLIENTS), 20)'
 
 check-all: check-fresh
 	@for suite in style regress isolation tap; do \

@@ -26,14 +26,22 @@ use Regions;
 my $limit = 10;
 
 # Starts three regions with fault points, workers on, each other's links in the relay.
-sub new
+sub start
 {
 	my ($class, %o) = @_;
-	my $r = Regions->new(relay => 1, faults => 1, conf => "residency.commit_timeout = 1s\nresidency.connect_timeout = 2s\n" . ($o{conf} // ''));
-	my $self = bless { r => $r, id => 0, slowest => 0, cases => 0 }, $class;
+	my $r = Regions->new(relay => 1, faults => 1, conf => $o{conf});
 
-	People::make($r);
-	People::make_function($r);
+	return bless { r => $r, id => 0, slowest => 0, cases => 0 }, $class;
+}
+
+# The same with the tables of the cases.
+sub new
+{
+	my ($class) = @_;
+	my $self = $class->start(conf => "residency.commit_timeout = 1s\nresidency.connect_timeout = 2s\n");
+
+	People::make($self->r);
+	People::make_function($self->r);
 	return $self;
 }
 
@@ -130,7 +138,7 @@ sub settle
 	do
 	{
 		$self->r->psql($_, 'SELECT residency.resolve()') foreach $self->r->regions;
-		@left = grep { $_ !~ /: $/ } map { "$_: " . $self->left($_) } $self->r->regions;
+		@left = grep { $_ !~ /: $/ } map { "$_: " . left($self, $_) } $self->r->regions;
 		sleep(0.1) if @left;
 	} while (@left && time < $begin + $limit);
 	$self->{slowest} = time - $begin if time - $begin > $self->{slowest};

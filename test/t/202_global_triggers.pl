@@ -188,6 +188,13 @@ $r->fails('usa', q{UPDATE app.identity SET note = 'emigrate' WHERE id = 2}, '0A0
 $r->psql('aus', q{DELETE FROM app.details WHERE id = 2; DELETE FROM app.identity WHERE id = 2});
 is(same('(SELECT id FROM app.identity)', 'without details it is'), '(1)', 'deleted');
 
+# a directory has a BEFORE trigger of ours, which locks rows that this transaction wrote already
+$r->psql('usa', q{BEGIN; INSERT INTO app.identity VALUES (3, 'gbr', 'a'); UPDATE app.identity SET note = 'b' WHERE id = 3;
+	SAVEPOINT s; UPDATE app.identity SET note = 'c' WHERE id = 3; RELEASE s; COMMIT});
+is(same('(SELECT id, note FROM app.identity WHERE id = 3)', 'a row of a directory written in each statement of a transaction'), '(3,c)', 'has its last state');
+$r->psql('usa', q{BEGIN; UPDATE app.identity SET note = 'd' WHERE id = 3; DELETE FROM app.identity WHERE id = 3; COMMIT});
+is(same('(SELECT id FROM app.identity WHERE id = 3)', 'and deleted in the end'), '', 'is gone');
+
 # secondary unique keys, without values
 everywhere(q{CREATE TABLE app.mail (id int PRIMARY KEY, region text NOT NULL, mail text CONSTRAINT mail_once UNIQUE)});
 global('app.mail');
