@@ -29,7 +29,8 @@ my $limit = 10;
 sub start
 {
 	my ($class, %o) = @_;
-	my $r = Regions->new(relay => 1, faults => 1, conf => $o{conf});
+	my $r = Regions->new(relay => 1, faults => 1,
+		conf => "residency.workers = on\nresidency.resolve_interval = 1s\n$o{conf}");
 
 	return bless { r => $r, id => 0, slowest => 0, cases => 0 }, $class;
 }
@@ -137,7 +138,6 @@ sub settle
 
 	do
 	{
-		$self->r->psql($_, 'SELECT residency.resolve()') foreach $self->r->regions;
 		@left = grep { $_ !~ /: $/ } map { "$_: " . left($self, $_) } $self->r->regions;
 		sleep(0.1) if @left;
 	} while (@left && time < $begin + $limit);

@@ -222,12 +222,12 @@ sub misfortunes
 	my %busy;    # region => ms until which it has enough to bear
 	my @events;
 
-	for (my $ms = 1000; $ms < $seconds * 1000 - 4000; $ms += 200 + $roll->(1000))
+	for (my $ms = 1000; $ms < $seconds * 1000 - 4000; $ms += 100 + $roll->(700))
 	{
 		my $region = $regions[ $roll->(scalar @regions) ];
 		my ($other) = ((grep { $_ ne $region } @regions)[ $roll->(@regions - 1) ]);
 		my $link = "$region>$other";
-		my $last = 200 + $roll->(2500);
+		my $last = 200 + $roll->(1800);
 		my $way = (qw(out in both))[ $roll->(3) ];
 		my $kind = (qw(kill terminate cancel cancel terminate stop freeze cut cut away hold hold hold_away isolate fault fault fault fault fault))[ $roll->(19) ];
 		my $nth = $roll->(1000);
@@ -249,8 +249,8 @@ sub misfortunes
 		else
 		{
 			push @events, [ $ms, 'fault', $region, "$point:$action:" . (1 + $roll->(3)) ];
-			if ($action eq 'crash_server') { push @events, [ $ms + 2500, 'start', $region ]; $busy{$region} = $ms + 3000; }
-			else { $busy{$region} = $ms + 1000; }
+			if ($action eq 'crash_server') { push @events, [ $ms + 1000, 'start', $region ]; $busy{$region} = $ms + 1500; }
+			else { $busy{$region} = $ms + 600; }
 		}
 		$busy{$_} = $ms + $last foreach $kind =~ /away|hold|isolate/ ? ($region, $other) : ();
 	}

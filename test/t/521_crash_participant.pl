@@ -33,14 +33,14 @@ foreach my $point (qw(part_traced part_prepares part_applies))
 		during => sub { $r->wait_fired('gbr') });
 }
 
-# while the transaction aborts, because another region could not prepare
+# while the transaction aborts, though all regions have prepared
 foreach my $point (qw(part_rolls_back part_rolled_back))
 {
 	foreach my $action (qw(crash_backend crash_server))
 	{
 		$c->case("participant, $action at \"$point\"",
 			outcome => 'none',
-			before => sub { $r->arm('aus', 'part_prepares:error'); $r->arm('gbr', "$point:$action") },
+			before => sub { $r->arm('usa', 'prepared:error'); $r->arm('gbr', "$point:$action") },
 			during => sub { $r->wait_fired('gbr') });
 	}
 }
