@@ -20,6 +20,7 @@
 #include "utils/datum.h"
 #include "utils/rel.h"
 
+#include "global_catchup.h"
 #include "global_internal.h"
 #include "guard.h"
 #include "regions.h"
@@ -215,4 +216,5 @@ residency_global_init(void)
 	residency_notes_init();
 	residency_send_init();
 	residency_recheck_init();
+	residency_progress_init();
 }

@@ -31,6 +31,7 @@ typedef enum ResidencyWorkerKind
 	RESIDENCY_WORKER_RESOLVER,	/* finishes what a crash left (commit_worker.c); also finds
 								 * out whether the database is a region */
 	RESIDENCY_WORKER_HEALTH,	/* which regions answer (remote_health_worker.c) */
+	RESIDENCY_WORKER_CATCH_UP,	/* ships what other regions have missed (global_catchup_worker.c) */
 	RESIDENCY_WORKER_KINDS		/* how many there are; last */
 } ResidencyWorkerKind;
 

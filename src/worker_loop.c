@@ -20,6 +20,7 @@
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 
+#include "global_catchup.h"
 #include "regions.h"
 
 PGDLLEXPORT void residency_worker_main(Datum arg);
@@ -33,6 +34,7 @@ static const struct
 {
 	{"resolver", residency_resolver_main},
 	{"health", residency_health_main},
+	{"catch-up", residency_catch_up_main},
 };
 
 /* this process */
