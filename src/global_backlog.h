@@ -82,6 +82,7 @@ extern char *residency_probe_home(RowProbe *probe);
 
 /* global_catchup.c */
 extern ShipResult residency_ship_batch(const char *region, int64 after, bool final);
+extern bool residency_ship_settled(const char *region, uint64 xid);
 
 /* global_conflicts.c */
 extern bool residency_conflicts_exist(void);

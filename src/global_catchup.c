@@ -389,6 +389,34 @@ residency_ship_batch(const char *region, int64 after, bool final)
 	return result;
 }
 
+/*
+ * True if the region has nothing prepared of this one's transactions up to that xid: every
+ * batch that was committed here is applied there.  One round trip, on the connection that
+ * the batches took, hence behind them.
+ */
+bool
+residency_ship_settled(const char *region, uint64 xid)
+{
+	RemoteRequest *request;
+	PGresult   *res;
+	char		incarnation[32];
+	char		upto[32];
+	const char *values[2] = {incarnation, upto};
+	bool		settled;
+
+	snprintf(incarnation, sizeof(incarnation), "%016llx", (unsigned long long) residency_self()->incarnation);
+	snprintf(upto, sizeof(upto), UINT64_FORMAT, xid);
+	request = residency_remote_send(residency_remote_region(residency_region_server(region)), GetUserId(),
+									"SELECT FROM residency.prepared_here() AS p(gid) "
+									"WHERE pg_catalog.split_part(gid, ':', 2) OPERATOR(pg_catalog.=) $1::pg_catalog.text "
+									"AND pg_catalog.split_part(gid, ':', 3)::pg_catalog.xid8 OPERATOR(pg_catalog.<=) $2::pg_catalog.xid8",
+									2, values, REMOTE_NAMED | REMOTE_AS_GATEWAY, -1);
+	res = residency_remote_wait(request);
+	settled = PQntuples(res) == 0;
+	residency_remote_release(request);
+	return settled;
+}
+
 /* SQL: residency.ship(region): one batch by hand; the number of notes dealt with */
 Datum
 residency_ship(PG_FUNCTION_ARGS)

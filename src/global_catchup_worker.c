@@ -13,7 +13,7 @@
  *		  the region's lock, exclusively, for the session: who leaves the region out
  *			 |  has ended, and nobody new begins         (not in time: again later)
  *			 v
- *		  what these have noted is shipped               (not all of it: again later)
+ *		  what these have noted is shipped, and applied  (not all of it: again later)
  *			 v
  *		  up, and the lock is given back
  *
@@ -23,6 +23,7 @@
  */
 #include "residency.h"
 
+#include "access/transam.h"
 #include "access/xact.h"
 #include "catalog/pg_type.h"
 #include "executor/spi.h"
@@ -66,6 +67,7 @@ typedef struct CatchUpRegion
 
 static CatchUpRegion regions[RESIDENCY_MAX_REGIONS];
 static int	nregions = 0;
+static uint64 last_xid = 0;		/* our latest batch; 0: none since this process started */
 
 /* one batch */
 typedef struct BatchWork
@@ -169,6 +171,8 @@ ship(void *arg)
 		PushActiveSnapshot(GetTransactionSnapshot());
 		MemoryContextSwitchTo(context);
 		work->result = residency_ship_batch(work->region->name, work->after, work->final);
+		if (FullTransactionIdIsValid(GetTopFullTransactionIdIfAny()))
+			last_xid = U64FromFullTransactionId(GetTopFullTransactionIdIfAny());
 		PopActiveSnapshot();
 		CommitTransactionCommand();
 	}
@@ -223,7 +227,10 @@ pass(CatchUpRegion *region, bool final, bool hurry, int batches)
 	return later > 0 ? PASS_LATER : PASS_BUSY;
 }
 
-/* round: true if no note about the region is there; our lock keeps new ones out */
+/*
+ * Round: true if no note about the region is there, and all that was shipped is applied.
+ * Our lock keeps new notes out.
+ */
 static bool
 nothing_left(void *arg)
 {
@@ -238,7 +245,10 @@ nothing_left(void *arg)
 						   lengthof(types), types, values, true);
 	nothing = SPI_processed == 0;
 	SPI_finish();
-	return nothing;
+	/* a batch whose last message was lost is applied there by the resolver, some time */
+	return nothing && residency_ship_settled(region->name,
+											 last_xid != 0 ? last_xid :
+											 U64FromFullTransactionId(ReadNextFullTransactionId()));
 }
 
 /* round: takes the lock, for the session; false if somebody outlasts the wait */
