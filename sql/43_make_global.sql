@@ -43,7 +43,7 @@ AS $$
 DECLARE
 	content text;
 BEGIN
-	EXECUTE format('SELECT count(*) || '' '' || coalesce(sum(hashtextextended(t::text, 0)::numeric), 0) FROM %s t',
+	EXECUTE format('SELECT count(*) || '' '' || coalesce(sum(hashtextextended((t.*)::text, 0)::numeric), 0) FROM %s t',
 				   relation::regclass) INTO content;
 	RETURN content;
 END
@@ -102,7 +102,7 @@ BEGIN
 	LOOP
 		block := block + step;
 		EXIT WHEN block >= blocks;
-		EXECUTE format('SELECT array_agg(t::text) FROM ONLY %s t WHERE ctid >= %L::tid AND ctid < %L::tid',
+		EXECUTE format('SELECT array_agg((t.*)::text) FROM ONLY %s t WHERE ctid >= %L::tid AND ctid < %L::tid',
 					   relation, format('(%s,0)', block), format('(%s,0)', block + step)) INTO batch;
 		CONTINUE WHEN batch IS NULL;
 		PERFORM FROM residency.ask(regions,

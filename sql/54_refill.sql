@@ -1,0 +1,123 @@
+--
+-- A region that was restored from a backup gets the copies of global tables anew.
+--
+
+-- Step: the copies here are emptied, and take rows that nobody captures.
+CREATE FUNCTION residency.begin_refill(relation pg_catalog.text) RETURNS pg_catalog.void
+	LANGUAGE plpgsql VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE
+	SET search_path = pg_catalog, pg_temp
+	SET session_replication_role = replica
+AS $$
+#variable_conflict use_variable
+BEGIN
+	EXECUTE format('LOCK TABLE %s IN ACCESS EXCLUSIVE MODE', relation::regclass);
+	EXECUTE format('ALTER TABLE %s DISABLE TRIGGER residency_capture', relation::regclass);
+	EXECUTE format('DELETE FROM ONLY %s', relation::regclass);
+END
+$$;
+COMMENT ON FUNCTION residency.begin_refill(pg_catalog.text) IS 'step of refill: empties this region''s copy of a global table';
+
+-- Step: the copy is whole again; its own sequences go on above all values in it.
+CREATE FUNCTION residency.finish_refill(relation pg_catalog.text) RETURNS pg_catalog.void
+	LANGUAGE plpgsql VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE
+	SET search_path = pg_catalog, pg_temp
+AS $$
+#variable_conflict use_variable
+DECLARE
+	t regclass := relation::regclass;
+BEGIN
+	EXECUTE format('ALTER TABLE %s ENABLE ALWAYS TRIGGER residency_capture', t);
+	PERFORM residency.spread_sequences(t, residency.sequence_floors(t));
+END
+$$;
+COMMENT ON FUNCTION residency.finish_refill(pg_catalog.text) IS 'step of refill: a global table is global again';
+
+-- Step: resident tables with rows here whose keys the directory does not know any more,
+-- and how many.
+CREATE FUNCTION residency.orphans(OUT relation pg_catalog.text, OUT orphans pg_catalog.int8, OUT statement pg_catalog.text)
+	RETURNS SETOF pg_catalog.record
+	LANGUAGE plpgsql VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE
+	SET search_path = pg_catalog, pg_temp
+AS $$
+#variable_conflict use_variable
+DECLARE
+	r         residency.rule;
+	home      regclass;
+	condition text;
+BEGIN
+	FOR r IN SELECT * FROM residency.rule WHERE kind = 'r' AND directory IS NOT NULL ORDER BY residency.rule.relation::text LOOP
+		SELECT i.inhrelid::regclass INTO home
+			FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
+			WHERE i.inhparent = r.relation AND c.relkind = 'r' AND
+				  c.relnamespace = residency.own_region()::text::regnamespace;
+		CONTINUE WHEN home IS NULL;
+		-- as the home's foreign key has it, whose columns are the key and the region
+		SELECT string_agg(format('d.%I = h.%I', f.attname, k.attname), ' AND ') INTO condition
+			FROM pg_constraint c
+			CROSS JOIN LATERAL unnest(c.conkey, c.confkey) u (k, f)
+			JOIN pg_attribute k ON k.attrelid = c.conrelid AND k.attnum = u.k
+			JOIN pg_attribute f ON f.attrelid = c.confrelid AND f.attnum = u.f
+			WHERE c.conrelid = home AND c.conname = 'residency_home';
+		CONTINUE WHEN condition IS NULL;
+		relation := residency.full_name(home);
+		statement := format('DELETE FROM %s h WHERE NOT EXISTS (SELECT FROM %s d WHERE %s)', home, r.directory, condition);
+		EXECUTE format('SELECT count(*) FROM %s h WHERE NOT EXISTS (SELECT FROM %s d WHERE %s)', home, r.directory, condition) INTO orphans;
+		IF orphans > 0 THEN
+			RETURN NEXT;
+		END IF;
+	END LOOP;
+END
+$$;
+COMMENT ON FUNCTION residency.orphans()
+	IS 'resident tables with rows here that the directory does not know, their number, and how to delete them';
+
+CREATE FUNCTION residency.refill(region pg_catalog.text) RETURNS pg_catalog.void
+	LANGUAGE plpgsql VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE
+	SET search_path = pg_catalog, pg_temp
+AS $$
+#variable_conflict use_variable
+DECLARE
+	own    name := residency.own_region();
+	others name[];
+	behind text;
+	r      residency.rule;
+	a      record;
+BEGIN
+	PERFORM residency.require_superuser('refill a region');
+	IF region IS NULL OR region = own OR NOT EXISTS (SELECT FROM residency.region x WHERE x.name = region) THEN
+		PERFORM residency.refuse(errcode => '22023', message => 'the region to refill must be another region of this deployment',
+			hint => 'Run SELECT residency.refill(''name'') in a region that lost nothing; SELECT name FROM residency.regions; lists the names.');
+	END IF;
+	PERFORM residency.begin_change();
+	SELECT array_agg(x.name) INTO others FROM residency.region x WHERE x.name <> region;
+	SELECT string_agg(format('"%s"', b.region), ', ') INTO behind
+		FROM residency.ask(others, 'SELECT EXISTS (SELECT FROM residency.backlog WHERE region OPERATOR(pg_catalog.=) $1::pg_catalog.name)',
+						   ARRAY[own::text]) b
+		WHERE b.answer[1]::bool;
+	IF behind IS NOT NULL THEN
+		PERFORM residency.refuse(errcode => '55000',
+			message => format('this region has not got all changes of region %s yet', behind),
+			hint => 'Try again when residency.catch_up there is empty, or in another region.');
+	END IF;
+	FOR r IN SELECT * FROM residency.rule WHERE kind = 'g' ORDER BY relation::text LOOP
+		EXECUTE format('LOCK TABLE %s IN SHARE ROW EXCLUSIVE MODE', r.relation);
+	END LOOP;
+	FOR r IN SELECT * FROM residency.rule WHERE kind = 'g' ORDER BY relation::text LOOP
+		PERFORM FROM residency.ask(ARRAY[region::name], 'SELECT residency.begin_refill($1::pg_catalog.text)',
+								   ARRAY[residency.full_name(r.relation)], deferred => true);
+		PERFORM residency.copy_rows(r.relation, ARRAY[region::name], true);
+		PERFORM FROM residency.ask(ARRAY[region::name], 'SELECT residency.finish_refill($1::pg_catalog.text)',
+								   ARRAY[residency.full_name(r.relation)], deferred => true);
+	END LOOP;
+	FOR a IN SELECT o.answer FROM residency.ask(ARRAY[region::name], 'SELECT o.relation, o.orphans, o.statement FROM residency.orphans() o') o LOOP
+		RAISE WARNING '% rows of table % in region "%" have no row in their directory: nobody finds them', a.answer[2], a.answer[1], region
+			USING DETAIL = 'They belong to keys that were deleted, or given another home, after the backup.',
+				  HINT = format('Look at them in that region, then delete them there: %s;', a.answer[3]);
+	END LOOP;
+END
+$$;
+COMMENT ON FUNCTION residency.refill(pg_catalog.text)
+	IS 'replaces all rows of global tables in a region that was restored from a backup by this region''s';
+
+REVOKE ALL ON FUNCTION residency.begin_refill(pg_catalog.text), residency.finish_refill(pg_catalog.text),
+	residency.orphans(), residency.refill(pg_catalog.text) FROM PUBLIC;
