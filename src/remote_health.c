@@ -4,11 +4,13 @@
  *
  *		  .-------- no answer for residency.away_after --------.
  *		  |                                                    v
- *		 up <--- no note about it is left --- catching up     away
- *		  ^   (residency_health_flip_up)         |  ^          |
- *		  |                                      |  '----------+ answers steadily again,
- *		  |                                      '--> away     | and something was noted
- *		  '----------------------------------------------------' nothing was noted
+ *		 up <--- no note about it is left --- catching up --> away
+ *			 (residency_health_flip_up)            ^           |
+ *			                                       '-----------'
+ *			                                    answers steadily again
+ *
+ * A region that is watched from now on starts as up, or, if something was noted about it
+ * before the server stopped, as catching up.
  *
  * There is a fixed number of slots, found by walking over those in use: a server hosts few
  * databases that are regions, each with a few others.  If they ever run out the rest count

@@ -62,6 +62,24 @@ stop_watching(int code, Datum arg)
 	residency_health_release_all();
 }
 
+/* true if this region holds notes of what the other one has missed */
+static bool
+has_notes(const char *region)
+{
+	Oid			types[] = {NAMEOID};
+	Datum		values[] = {DirectFunctionCall1(namein, CStringGetDatum(region))};
+	bool		found;
+
+	if (SPI_connect() != SPI_OK_CONNECT)
+		elog(ERROR, "SPI_connect failed");
+	if (SPI_execute_with_args("SELECT FROM residency.backlog WHERE region OPERATOR(pg_catalog.=) $1",
+							  1, types, values, NULL, true, 1) != SPI_OK_SELECT)
+		elog(ERROR, "the backlog could not be read");
+	found = SPI_processed > 0;
+	SPI_finish();
+	return found;
+}
+
 /* the probe of a region, made if it is new; NULL if there are too many */
 static Probe *
 find_probe(const char *region)
@@ -80,7 +98,8 @@ find_probe(const char *region)
 	strlcpy(probe->region, region, NAMEDATALEN);
 	probe->rtt = -1;
 	probe->answered = GetCurrentTimestamp();
-	probe->slot = residency_health_claim(region, RESIDENCY_UP);
+	probe->slot = residency_health_claim(region, has_notes(region) ?
+										 RESIDENCY_CATCHING_UP : RESIDENCY_UP);
 	worker.probes[worker.n++] = probe;
 	return probe;
 }
@@ -200,33 +219,16 @@ go_away(Probe *probe, TimestampTz now)
 			 probe->problem[0] != '\0' ? errdetail_internal("%s", probe->problem) : 0));
 }
 
-/* ResidencyWorkerRound: true if this region holds notes of what the other one has missed */
-static bool
-has_notes(void *arg)
-{
-	Oid			types[] = {NAMEOID};
-	Datum		values[] = {CStringGetDatum(((Probe *) arg)->region)};
-	bool		found;
-
-	if (SPI_connect() != SPI_OK_CONNECT)
-		elog(ERROR, "SPI_connect failed");
-	if (SPI_execute_with_args("SELECT FROM residency.backlog WHERE region OPERATOR(pg_catalog.=) $1",
-							  1, types, values, NULL, true, 1) != SPI_OK_SELECT)
-		elog(ERROR, "the backlog could not be read");
-	found = SPI_processed > 0;
-	SPI_finish();
-	return found;
-}
-
-/* the region answers steadily again */
+/*
+ * The region answers steadily again.  Only the catch-up worker can tell whether it has
+ * missed anything: a transaction that has left it out may still be running.
+ */
 static void
 come_back(Probe *probe, TimestampTz now)
 {
-	bool		behind = residency_worker_try(has_notes, probe);
-
-	if (!residency_health_change(probe->slot, RESIDENCY_AWAY,
-								 behind ? RESIDENCY_CATCHING_UP : RESIDENCY_UP))
+	if (!residency_health_change(probe->slot, RESIDENCY_AWAY, RESIDENCY_CATCHING_UP))
 		return;
+	residency_worker_wake(RESIDENCY_WORKER_CATCH_UP);
 	probe->returned = now;
 	ereport(LOG,
 			(errmsg("region \"%s\" is back", probe->region)));
