@@ -7,7 +7,8 @@ CREATE TABLE residency.transaction (
 	gids pg_catalog.text[] NOT NULL,
 	regions pg_catalog.text[] NOT NULL,
 	decided_at pg_catalog.timestamptz NOT NULL DEFAULT pg_catalog.now(),
-	PRIMARY KEY (incarnation, xid)
+	-- an xid alone can come again: a crash forgets those of transactions that did not commit
+	PRIMARY KEY (incarnation, xid, gids)
 ) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000);
 COMMENT ON TABLE residency.transaction
 IS 'at the origin the decision to commit a distributed transaction, at a participant the trace of its part';

@@ -1,19 +1,158 @@
 -- What the resolver of one region asks of the others, and what it did.
 
-CREATE FUNCTION residency.traces_here(incarnation pg_catalog.int8, without pg_catalog.text[],
-									  OUT xid pg_catalog.xid8, OUT gids pg_catalog.text[], OUT regions pg_catalog.text[])
+CREATE FUNCTION residency.traces_here(without pg_catalog.text[],
+									  OUT incarnation pg_catalog.int8, OUT xid pg_catalog.xid8,
+									  OUT gids pg_catalog.text[], OUT regions pg_catalog.text[])
 RETURNS SETOF pg_catalog.record
 	LANGUAGE sql STABLE STRICT PARALLEL UNSAFE SECURITY DEFINER
 	SET search_path = pg_catalog, pg_temp
 AS $$
-	SELECT t.xid, t.gids, t.regions FROM residency.transaction t
-	WHERE t.incarnation = traces_here.incarnation
-	  AND t.origin = (SELECT r.name::text FROM residency.region r WHERE r.role = session_user)
+	SELECT t.incarnation, t.xid, t.gids, t.regions FROM residency.transaction t
+	WHERE t.origin = (SELECT r.name::text FROM residency.region r WHERE r.role = session_user)
 	  AND NOT t.regions && traces_here.without
-	ORDER BY t.xid LIMIT 2000
+	ORDER BY t.incarnation, t.xid LIMIT 2000
 $$;
-COMMENT ON FUNCTION residency.traces_here(pg_catalog.int8, pg_catalog.text[])
+COMMENT ON FUNCTION residency.traces_here(pg_catalog.text[])
 IS 'for gateways: traces here of their own distributed transactions, without those of some regions';
+
+-- The part of a gid that all parts of its transaction share, or null if it is none of ours.
+CREATE FUNCTION residency.transaction_key(gid pg_catalog.text) RETURNS pg_catalog.text
+	LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
+BEGIN ATOMIC
+	SELECT CASE WHEN gid OPERATOR(pg_catalog.~) '^residency:[0-9a-f]{16}:[0-9]{1,19}:[0-9]{1,2}:[0-9a-f]{8}$'
+				THEN pg_catalog.regexp_replace(gid, ':[0-9]+:([0-9a-f]{8})$', ':\1') END;
+END;
+COMMENT ON FUNCTION residency.transaction_key(pg_catalog.text)
+IS 'what the gids of all parts of a distributed transaction have in common; null for other gids';
+
+CREATE FUNCTION residency.transaction_of(gid pg_catalog.text, OUT incarnation pg_catalog.int8, OUT xid pg_catalog.xid8)
+	LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
+BEGIN ATOMIC
+	SELECT CASE WHEN residency.transaction_key(gid) IS NOT NULL
+				THEN ('x' OPERATOR(pg_catalog.||) pg_catalog.split_part(gid, ':', 2))::pg_catalog.bit(64)::pg_catalog.int8 END,
+		   CASE WHEN residency.transaction_key(gid) IS NOT NULL
+				THEN pg_catalog.split_part(gid, ':', 3)::pg_catalog.xid8 END;
+END;
+COMMENT ON FUNCTION residency.transaction_of(pg_catalog.text)
+IS 'incarnation and transaction id of the origin, from a gid; null for other gids';
+
+CREATE TABLE residency.decision (
+	transaction pg_catalog.text PRIMARY KEY,
+	gid pg_catalog.text NOT NULL,
+	commit pg_catalog.bool NOT NULL,
+	role pg_catalog.name NOT NULL DEFAULT SESSION_USER,
+	decided_at pg_catalog.timestamptz NOT NULL DEFAULT pg_catalog.now()
+);
+COMMENT ON TABLE residency.decision IS 'what residency.decide() was told, kept as a record';
+COMMENT ON COLUMN residency.decision.transaction IS 'residency.transaction_key(gid)';
+REVOKE ALL ON residency.decision FROM PUBLIC;
+SELECT pg_catalog.pg_extension_config_dump('residency.decision', '');
+
+CREATE FUNCTION residency.outcomes_here(gids pg_catalog.text[],
+										OUT gid pg_catalog.text, OUT outcome pg_catalog.text)
+RETURNS SETOF pg_catalog.record
+	LANGUAGE sql STABLE STRICT PARALLEL UNSAFE SECURITY DEFINER
+	SET search_path = pg_catalog, pg_temp
+AS $$
+	SELECT g.gid, o.outcome
+	FROM residency.self s
+		 CROSS JOIN unnest(gids) g (gid)
+		 CROSS JOIN LATERAL residency.transaction_of(g.gid) i
+		 CROSS JOIN LATERAL (
+			-- what this very incarnation has decided its own resolver makes known
+			SELECT CASE WHEN i.incarnation = s.incarnation THEN 'origin'
+				   WHEN EXISTS (SELECT FROM residency.transaction t
+								WHERE t.incarnation = i.incarnation AND t.xid = i.xid AND g.gid = ANY (t.gids))
+				   THEN 'committed'
+				   ELSE (SELECT CASE WHEN d.commit THEN 'operator: commit' ELSE 'operator: roll back' END
+						 FROM residency.decision d WHERE d.transaction = residency.transaction_key(g.gid)) END) o (outcome)
+	WHERE o.outcome IS NOT NULL
+		  AND EXISTS (SELECT FROM residency.region r WHERE r.role = session_user)
+$$;
+COMMENT ON FUNCTION residency.outcomes_here(pg_catalog.text[])
+IS 'for gateways: what this region knows of the outcome of these parts'' transactions';
+
+-- Parts of other regions' transactions that are prepared here; those that were decided first.
+CREATE FUNCTION residency.parts_here(OUT gid pg_catalog.text, OUT origin pg_catalog.name,
+									 OUT word pg_catalog.bool, OUT age_ms pg_catalog.int8)
+RETURNS SETOF pg_catalog.record
+	LANGUAGE sql VOLATILE STRICT PARALLEL UNSAFE
+	SET search_path = pg_catalog, pg_temp
+AS $$
+	SELECT p.gid, r.name, d.commit, (1000 * extract(epoch FROM clock_timestamp() - p.prepared))::int8
+	FROM pg_prepared_xacts p
+		 JOIN residency.region r ON r.role = p.owner
+		 LEFT JOIN residency.decision d ON d.transaction = residency.transaction_key(p.gid)
+	WHERE p.database = current_database() AND residency.transaction_key(p.gid) IS NOT NULL
+	ORDER BY d.commit IS NULL, p.prepared
+$$;
+COMMENT ON FUNCTION residency.parts_here()
+IS 'prepared parts of other regions'' transactions, with what residency.decide() said';
+REVOKE EXECUTE ON FUNCTION residency.parts_here() FROM PUBLIC;
+
+CREATE FUNCTION residency.ask_outcome(gid pg_catalog.text, OUT region pg_catalog.text, OUT outcome pg_catalog.text)
+RETURNS SETOF pg_catalog.record
+AS 'MODULE_PATHNAME', 'residency_ask_outcome' LANGUAGE C STRICT VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION residency.ask_outcome(pg_catalog.text)
+IS 'step of decide: what each other region knows of the outcome of this part''s transaction';
+REVOKE EXECUTE ON FUNCTION residency.ask_outcome(pg_catalog.text) FROM PUBLIC;
+
+CREATE FUNCTION residency.wake_resolver() RETURNS pg_catalog.bool
+AS 'MODULE_PATHNAME', 'residency_wake_resolver' LANGUAGE C STRICT VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION residency.wake_resolver()
+IS 'lets the resolver look at all regions when this transaction commits; false if workers are switched off';
+REVOKE EXECUTE ON FUNCTION residency.wake_resolver() FROM PUBLIC;
+
+CREATE FUNCTION residency.decide(gid pg_catalog.text, commit pg_catalog.bool) RETURNS pg_catalog.void
+	LANGUAGE plpgsql VOLATILE STRICT PARALLEL UNSAFE
+	SET search_path = pg_catalog, pg_temp
+AS $$
+#variable_conflict use_variable
+DECLARE
+	known record;
+	key text := residency.transaction_key(gid);
+	contrary text := CASE WHEN commit THEN 'operator: roll back' ELSE 'operator: commit' END;
+BEGIN
+	PERFORM residency.require_superuser('decide a transaction in doubt');
+	IF NOT EXISTS (SELECT FROM residency.parts_here() p WHERE p.gid = decide.gid) THEN
+		RAISE EXCEPTION USING ERRCODE = '42704',
+			MESSAGE = format('no part "%s" of another region''s transaction is prepared here', gid),
+			HINT = 'SELECT gids FROM residency.transactions WHERE state = ''prepared here'' lists them.';
+	END IF;
+	FOR known IN SELECT a.region, a.outcome FROM residency.ask_outcome(gid) a
+				 UNION ALL
+				 SELECT s.region, CASE WHEN d.commit THEN 'operator: commit' ELSE 'operator: roll back' END
+				 FROM residency.decision d CROSS JOIN residency.self s WHERE d.transaction = key
+	LOOP
+		IF known.outcome = 'origin' THEN
+			RAISE EXCEPTION USING ERRCODE = '55000',
+				MESSAGE = format('region "%s", where transaction "%s" began, answers and knows its outcome', known.region, gid),
+				HINT = format('Its resolver finishes it within seconds; SELECT * FROM residency.resolve(); in region "%s" does it now.', known.region);
+		ELSIF known.outcome = 'committed' AND NOT commit THEN
+			RAISE EXCEPTION USING ERRCODE = '55000',
+				MESSAGE = format('region "%s" has committed its part of transaction "%s"', known.region, gid),
+				HINT = 'Commit it here as well; the resolver does so by itself.';
+		ELSIF known.outcome = contrary THEN
+			RAISE EXCEPTION USING ERRCODE = '55000',
+				MESSAGE = format('transaction "%s" was decided otherwise in region "%s"', gid, known.region),
+				HINT = 'The first decision counts; the resolver carries it out here by itself.';
+		END IF;
+	END LOOP;
+	INSERT INTO residency.decision (transaction, gid, commit) VALUES (key, gid, commit) ON CONFLICT DO NOTHING;
+	IF (SELECT d.commit <> decide.commit FROM residency.decision d WHERE d.transaction = key) THEN
+		RAISE EXCEPTION USING ERRCODE = '55000',
+			MESSAGE = format('transaction "%s" is being decided otherwise', gid);
+	END IF;
+	IF NOT residency.wake_resolver() THEN
+		RAISE WARNING USING MESSAGE = 'the workers of this server are switched off',
+			HINT = format('The decision is recorded. Set residency.workers = on, or run %s PREPARED %L.',
+						  CASE WHEN commit THEN 'COMMIT' ELSE 'ROLLBACK' END, gid);
+	END IF;
+END
+$$;
+COMMENT ON FUNCTION residency.decide(pg_catalog.text, pg_catalog.bool)
+IS 'the operator''s last word on a distributed transaction whose origin is gone for good';
+REVOKE EXECUTE ON FUNCTION residency.decide(pg_catalog.text, pg_catalog.bool) FROM PUBLIC;
 
 CREATE FUNCTION residency.resolver_actions(OUT at pg_catalog.timestamptz, OUT region pg_catalog.text,
 										   OUT gid pg_catalog.text, OUT action pg_catalog.text)
@@ -37,7 +176,7 @@ CREATE VIEW residency.transactions AS
 				ON pg_catalog.lpad(pg_catalog.to_hex(r.incarnation), 16, '0') OPERATOR(pg_catalog.=) pg_catalog.split_part(p.gid, ':', 2)
 		WHERE p.database OPERATOR(pg_catalog.=) pg_catalog.current_database()
 		  -- anybody may prepare something under a name that begins like ours
-		  AND p.gid OPERATOR(pg_catalog.~) '^residency:[0-9a-f]{16}:[0-9]{1,19}:[0-9]+:[0-9a-f]{8}$')
+		  AND residency.transaction_key(p.gid) IS NOT NULL)
 	SELECT k.origin, k.xid, k.regions, k.gids, k.since, k.state,
 		   a.region OPERATOR(pg_catalog.||) ': ' OPERATOR(pg_catalog.||) a.action AS resolver
 	FROM known k
@@ -51,10 +190,18 @@ CREATE VIEW residency.transactions AS
 	FROM residency.resolver_actions() l
 		 LEFT JOIN residency.region r
 			ON pg_catalog.lpad(pg_catalog.to_hex(r.incarnation), 16, '0') OPERATOR(pg_catalog.=) pg_catalog.split_part(l.gid, ':', 2)
-	WHERE l.action OPERATOR(pg_catalog.=) ANY (ARRAY['committed', 'rolled back']);
+	WHERE l.action OPERATOR(pg_catalog.=) ANY (ARRAY['committed', 'rolled back'])
+	UNION ALL
+	SELECT coalesce(r.name::pg_catalog.text, '?'), pg_catalog.split_part(d.gid, ':', 3)::pg_catalog.xid8,
+		   ARRAY[s.region::pg_catalog.text], ARRAY[d.gid], d.decided_at, 'operator'::pg_catalog.text,
+		   CASE WHEN d.commit THEN 'commit' ELSE 'roll back' END
+	FROM residency.decision d
+		 CROSS JOIN residency.self s
+		 LEFT JOIN residency.region r
+			ON pg_catalog.lpad(pg_catalog.to_hex(r.incarnation), 16, '0') OPERATOR(pg_catalog.=) pg_catalog.split_part(d.gid, ':', 2);
 COMMENT ON VIEW residency.transactions
 IS 'distributed transactions that are not finished everywhere, and those that the resolver finished';
 COMMENT ON COLUMN residency.transactions.state
-IS 'decided: began here and committed; applied here, prepared here: its part of this region; finished: by the resolver';
+IS 'decided: began here and committed; applied here, prepared here: its part of this region; finished: by the resolver; operator: what residency.decide() said';
 COMMENT ON COLUMN residency.transactions.resolver IS 'what the resolver last did with it, and where';
 GRANT SELECT ON residency.transactions TO PUBLIC;

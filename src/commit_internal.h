@@ -8,7 +8,7 @@
 #include "remote_internal.h"
 
 /* commit_record.c */
-extern void residency_commit_make_gid(RemoteRegion *region, uint64 xid, int n);
+extern void residency_commit_make_gids(RemoteRegion **regions, int n, uint64 xid);
 extern void residency_commit_arrays(RemoteRegion **regions, int n, char **gids, char **names);
 extern void residency_commit_record(uint64 xid, const char *gids, const char *names,
 									const uint64 *finished, int nfinished);

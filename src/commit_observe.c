@@ -30,14 +30,43 @@
 #define SAFE_LOOK_MS 20
 
 #define LIST_LEFTOVERS \
-	"SELECT p.gid, NULL::pg_catalog.xid8, NULL::pg_catalog.text[], NULL::pg_catalog.text[] " \
+	"SELECT p.gid, NULL::pg_catalog.int8, NULL::pg_catalog.xid8, " \
+	"NULL::pg_catalog.text[], NULL::pg_catalog.text[] " \
 	"FROM residency.prepared_here() AS p(gid) " \
 	"UNION ALL " \
-	"SELECT NULL::pg_catalog.text, t.xid, t.gids, t.regions " \
-	"FROM residency.traces_here($1::pg_catalog.int8, $2::pg_catalog.text[]) AS t"
+	"SELECT NULL::pg_catalog.text, t.incarnation, t.xid, t.gids, t.regions " \
+	"FROM residency.traces_here($1::pg_catalog.text[]) AS t"
 
 /*
- * The origin's xid if the gid is one of ours, 0 if not.  A gid is
+ * Begins a round over all other regions; those that the filter (NULL: all) does not want
+ * count as not reached.  Each step of it waits at most timeout_ms.
+ */
+void
+residency_resolve_begin(ResolveRound *round, ResolveFilter wanted, int timeout_ms)
+{
+	List	   *servers = list_copy(residency_other_servers());
+	ListCell   *lc;
+
+	memset(round, 0, sizeof(*round));
+	round->timeout_ms = timeout_ms;
+	round->regions = palloc0((list_length(servers) + 1) * sizeof(ResolveRegion));
+	foreach(lc, servers)
+	{
+		RemoteRegion *region = residency_remote_region(lfirst_oid(lc));
+
+		if (region->level > 0)
+			ereport(ERROR,
+					(errcode(ERRCODE_ACTIVE_SQL_TRANSACTION),
+					 errmsg("transactions cannot be resolved by one that has used region \"%s\" itself",
+							region->name),
+					 errhint("COMMIT or ROLLBACK first.")));
+		round->regions[round->n].region = region;
+		round->regions[round->n++].reached = wanted == NULL || wanted(lfirst_oid(lc));
+	}
+}
+
+/*
+ * The origin's xid if the gid is of our present incarnation, 0 if not.  A gid is
  * residency:<incarnation>:<xid8>:<n>:<random>.
  */
 uint64
@@ -181,12 +210,13 @@ read_leftovers(ResolveRegion *r, PGresult *res)
 		{
 			ResolveDecision *trace = palloc(sizeof(ResolveDecision));
 
-			trace->xid = strtoull(PQgetvalue(res, row, 1), NULL, 10);
-			trace->gids = strings_of_literal(PQgetvalue(res, row, 2));
-			trace->regions = strings_of_literal(PQgetvalue(res, row, 3));
+			trace->incarnation = strtoll(PQgetvalue(res, row, 1), NULL, 10);
+			trace->xid = strtoull(PQgetvalue(res, row, 2), NULL, 10);
+			trace->gids = strings_of_literal(PQgetvalue(res, row, 3));
+			trace->regions = strings_of_literal(PQgetvalue(res, row, 4));
 			r->traces = lappend(r->traces, trace);
 		}
-		else if (residency_resolve_xid(PQgetvalue(res, row, 0)) != 0)
+		else
 			r->gids = lappend(r->gids, pstrdup(PQgetvalue(res, row, 0)));
 	}
 }
@@ -199,14 +229,12 @@ void
 residency_resolve_list(ResolveRound *round)
 {
 	TimestampTz deadline = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), round->timeout_ms);
-	char		incarnation[32];
-	const char *values[] = {incarnation, OidOutputFunctionCall(F_ARRAY_OUT, missing_regions(round))};
+	const char *values[] = {OidOutputFunctionCall(F_ARRAY_OUT, missing_regions(round))};
 
-	snprintf(incarnation, sizeof(incarnation), INT64_FORMAT, residency_self()->incarnation);
 	for (int i = 0; i < round->n; i++)
 		if (round->regions[i].reached)
 			round->regions[i].request = residency_remote_send(round->regions[i].region, InvalidOid,
-															  LIST_LEFTOVERS, 2, values,
+															  LIST_LEFTOVERS, 1, values,
 															  REMOTE_AS_GATEWAY, -1);
 	for (int i = 0; i < round->n; i++)
 	{
@@ -223,19 +251,22 @@ residency_resolve_list(ResolveRound *round)
 	}
 }
 
-/* reads decision rows of this region, under a snapshot taken now; $2 is for "condition" */
+/*
+ * Reads decision rows of this region, of all its incarnations, under a snapshot taken now;
+ * $2 is for "condition".
+ */
 static List *
 read_decisions(const char *condition, Oid type, Datum value)
 {
 	MemoryContext context = CurrentMemoryContext;
 	List	   *result = NIL;
-	Oid			types[] = {INT8OID, type};
-	Datum		values[] = {Int64GetDatum(residency_self()->incarnation), value};
+	Oid			types[] = {TEXTOID, type};
+	Datum		values[] = {CStringGetTextDatum(residency_self()->region), value};
 
 	PushActiveSnapshot(GetLatestSnapshot());
-	residency_spi_as_owner(psprintf("SELECT xid::pg_catalog.text, gids, regions FROM residency.transaction "
-									"WHERE incarnation OPERATOR(pg_catalog.=) $1 AND %s "
-									"ORDER BY xid LIMIT %d", condition, RESOLVE_ROWS),
+	residency_spi_as_owner(psprintf("SELECT xid::pg_catalog.text, gids, regions, incarnation FROM residency.transaction "
+									"WHERE origin OPERATOR(pg_catalog.=) $1 AND %s "
+									"ORDER BY incarnation, xid LIMIT %d", condition, RESOLVE_ROWS),
 						   2, types, values, true);
 	PopActiveSnapshot();
 	for (uint64 i = 0; i < SPI_processed; i++)
@@ -249,6 +280,7 @@ read_decisions(const char *condition, Oid type, Datum value)
 		decision->xid = strtoull(SPI_getvalue(tuple, desc, 1), NULL, 10);
 		decision->gids = strings_of_array(SPI_getbinval(tuple, desc, 2, &isnull));
 		decision->regions = strings_of_array(SPI_getbinval(tuple, desc, 3, &isnull));
+		decision->incarnation = DatumGetInt64(SPI_getbinval(tuple, desc, 4, &isnull));
 		result = lappend(result, decision);
 		MemoryContextSwitchTo(old);
 	}
@@ -256,20 +288,20 @@ read_decisions(const char *condition, Oid type, Datum value)
 	return result;
 }
 
-/* decision rows of these transactions (uint64 *); at most RESOLVE_ROWS transactions */
+/* decision rows that have any of these gids (char *), at most RESOLVE_ROWS */
 List *
-residency_resolve_decisions(List *xids)
+residency_resolve_decisions(List *gids)
 {
-	StringInfoData buf;
+	Datum	   *datums = palloc((list_length(gids) + 1) * sizeof(Datum));
+	int			n = 0;
 	ListCell   *lc;
 
-	initStringInfo(&buf);
-	appendStringInfoChar(&buf, '{');
-	foreach(lc, xids)
-		appendStringInfo(&buf, "%s" UINT64_FORMAT, buf.len > 1 ? "," : "", *(uint64 *) lfirst(lc));
-	appendStringInfoChar(&buf, '}');
-	return read_decisions("xid OPERATOR(pg_catalog.=) ANY ($2::pg_catalog.xid8[])",
-						  TEXTOID, CStringGetTextDatum(buf.data));
+	foreach(lc, gids)
+		datums[n++] = CStringGetTextDatum(lfirst(lc));
+	return read_decisions("(incarnation, xid) IN (SELECT k.incarnation, k.xid "
+						  "FROM pg_catalog.unnest($2) AS g (gid) CROSS JOIN LATERAL residency.transaction_of(g.gid) AS k) "
+						  "AND gids OPERATOR(pg_catalog.&&) $2",
+						  TEXTARRAYOID, PointerGetDatum(compat_text_array(datums, n)));
 }
 
 /* decision rows that this round may find finished: those that wait for a region that is

@@ -223,11 +223,9 @@ prepare_everywhere(RemoteRegion **writers, int n)
 	if (n > RESIDENCY_MAX_REGIONS)
 		elog(ERROR, "too many regions in one transaction");
 	RESIDENCY_FAULT(commit_begins);
+	residency_commit_make_gids(writers, n, xid);
 	for (int i = 0; i < n; i++)
-	{
-		residency_commit_make_gid(writers[i], xid, i);
 		commit->regions[i] = writers[i];
-	}
 	commit->nregions = commit->waiting = n;
 	commit_state.current = commit;
 	residency_commit_arrays(writers, n, &gids, &names);

@@ -51,9 +51,13 @@ residency_spi_as_owner(const char *sql, int nargs, Oid *types, Datum *values, bo
 	return code;
 }
 
-/* gid of this transaction's part number n: unguessable, so nobody can occupy it */
+/*
+ * Gids of this transaction's parts: unguessable, so nobody can occupy them.  They differ in
+ * the part's number only, which is how participants know that two parts belong together;
+ * an xid alone may come again after a crash.
+ */
 void
-residency_commit_make_gid(RemoteRegion *region, uint64 xid, int n)
+residency_commit_make_gids(RemoteRegion **regions, int n, uint64 xid)
 {
 	const ResidencySelf *self = residency_self();
 	uint32		random;
@@ -62,8 +66,9 @@ residency_commit_make_gid(RemoteRegion *region, uint64 xid, int n)
 		ereport(ERROR,
 				(errcode(ERRCODE_INTERNAL_ERROR),
 				 errmsg("no random number could be made")));
-	snprintf(region->gid, sizeof(region->gid), "residency:%016llx:%llu:%d:%08x",
-			 (unsigned long long) self->incarnation, (unsigned long long) xid, n, random);
+	for (int i = 0; i < n; i++)
+		snprintf(regions[i]->gid, sizeof(regions[i]->gid), "residency:%016llx:%llu:%d:%08x",
+				 (unsigned long long) self->incarnation, (unsigned long long) xid, i, random);
 }
 
 /* a text[] literal of C strings */
@@ -206,7 +211,8 @@ residency_participate(PG_FUNCTION_ARGS)
 	if (SPI_connect() != SPI_OK_CONNECT)
 		elog(ERROR, "SPI_connect failed");
 	residency_spi_as_owner("WITH finished AS (DELETE FROM residency.transaction "
-						   "WHERE incarnation OPERATOR(pg_catalog.=) $2 AND xid OPERATOR(pg_catalog.=) ANY ($6)) "
+						   "WHERE incarnation OPERATOR(pg_catalog.=) $2 AND xid OPERATOR(pg_catalog.=) ANY ($6) "
+						   "AND origin OPERATOR(pg_catalog.=) $1) "
 						   "INSERT INTO residency.transaction (origin, incarnation, xid, gids, regions) "
 						   "VALUES ($1, $2, $3, $4, $5)",
 						   lengthof(types), types, values, false);
@@ -215,21 +221,26 @@ residency_participate(PG_FUNCTION_ARGS)
 	PG_RETURN_VOID();
 }
 
-/* SQL: residency.forget(incarnation, xids): deletes traces that nobody needs any more */
+/* SQL: residency.forget(incarnation, xids): deletes traces that nobody needs any more; a
+ * gateway's own ones only */
 Datum
 residency_forget(PG_FUNCTION_ARGS)
 {
-	Oid			types[] = {INT8OID, XID8ARRAYOID};
-	Datum		values[] = {PG_GETARG_DATUM(0), PG_GETARG_DATUM(1)};
+	Oid			types[] = {INT8OID, XID8ARRAYOID, TEXTOID};
+	Datum		values[] = {PG_GETARG_DATUM(0), PG_GETARG_DATUM(1), (Datum) 0};
+	const char *gateway = residency_session_gateway();
 
 	require_gateway();
+	values[2] = CStringGetTextDatum(gateway != NULL ? gateway : "");
 	if (SPI_connect() != SPI_OK_CONNECT)
 		elog(ERROR, "SPI_connect failed");
 	/* never waits for a later transaction of the same gateway, which may be prepared */
 	residency_spi_as_owner("DELETE FROM residency.transaction t USING ("
 						   "SELECT f.xid FROM residency.transaction f "
 						   "WHERE f.incarnation OPERATOR(pg_catalog.=) $1 "
-						   "AND f.xid OPERATOR(pg_catalog.=) ANY ($2) FOR UPDATE SKIP LOCKED) s "
+						   "AND f.xid OPERATOR(pg_catalog.=) ANY ($2) "
+						   "AND $3 OPERATOR(pg_catalog.=) ANY (ARRAY['', f.origin]) "
+						   "FOR UPDATE SKIP LOCKED) s "
 						   "WHERE t.incarnation OPERATOR(pg_catalog.=) $1 AND t.xid OPERATOR(pg_catalog.=) s.xid",
 						   lengthof(types), types, values, false);
 	SPI_finish();

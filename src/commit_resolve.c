@@ -23,12 +23,14 @@
  * A decision row that was there before 1 is deleted when every region of it was looked at
  * in 4 and none still has a part of it; the traces there go first.  Of a row that is younger
  * the look in 4 may have come before its parts were prepared.  A trace seen in 4 whose row
- * is not here afterwards is deleted on the same condition: its row has gone before it.
+ * is not here afterwards is deleted on the same condition: its row has gone before it.  That
+ * includes rows and traces of an incarnation that this region had before renew().
  */
 #include "commit_resolve.h"
 
 #include "access/xact.h"
 #include "access/xlog.h"
+#include "catalog/pg_type.h"
 #include "executor/spi.h"
 #include "funcapi.h"
 #include "miscadmin.h"
@@ -57,31 +59,31 @@ is_traced(ResolveRound *round, const char *gid)
 	return false;
 }
 
-/* one action for every gid found in step 1, with step 2 done; their xids in *xids */
+/* one action for every gid of our incarnation found in step 1, with step 2 done; the gids in *gids */
 static List *
-list_actions(ResolveRound *round, List **xids)
+list_actions(ResolveRound *round, List **gids)
 {
 	List	   *actions = NIL;
 	ListCell   *lc;
 
-	*xids = NIL;
+	*gids = NIL;
 	for (int i = 0; i < round->n; i++)
 	{
 		foreach(lc, round->regions[i].reached ? round->regions[i].gids : NIL)
 		{
+			uint64		xid = residency_resolve_xid(lfirst(lc));
 			Action	   *action;
-			uint64	   *xid;
 
+			if (xid == 0)
+				continue;
 			if (list_length(actions) >= RESOLVE_ROWS)
 				return actions;
 			action = palloc0(sizeof(Action));
-			xid = palloc(sizeof(uint64));
 			action->where = &round->regions[i];
 			action->gid = lfirst(lc);
-			*xid = residency_resolve_xid(action->gid);
-			if (residency_resolve_is_running(*xid))
+			if (residency_resolve_is_running(xid))
 				action->name = "running";
-			*xids = lappend(*xids, xid);
+			*gids = lappend(*gids, action->gid);
 			actions = lappend(actions, action);
 		}
 	}
@@ -92,15 +94,15 @@ list_actions(ResolveRound *round, List **xids)
 static List *
 make_verdicts(ResolveRound *round)
 {
-	List	   *xids;
-	List	   *actions = list_actions(round, &xids);
+	List	   *gids;
+	List	   *actions = list_actions(round, &gids);
 	List	   *decisions;
 	ListCell   *lc;
 	bool		safe;
 
 	if (actions == NIL)
 		return NIL;
-	decisions = residency_resolve_decisions(xids);
+	decisions = residency_resolve_decisions(gids);
 	safe = decisions == NIL || residency_resolve_safe();
 	foreach(lc, actions)
 	{
@@ -187,7 +189,8 @@ is_finished(ResolveRound *round, ResolveDecision *decision)
 	ListCell   *lc;
 	ListCell   *gid;
 
-	if (residency_resolve_is_running(decision->xid))
+	if (decision->incarnation == residency_self()->incarnation &&
+		residency_resolve_is_running(decision->xid))
 		return false;
 	foreach(lc, decision->regions)
 	{
@@ -208,43 +211,85 @@ is_finished(ResolveRound *round, ResolveDecision *decision)
 	return true;
 }
 
-/* an xid8[] literal of the finished ones of these decisions, NULL if there is none */
-static char *
-finished_xids(ResolveRound *round, List *decisions)
+/* the finished ones of these decisions */
+static List *
+finished(ResolveRound *round, List *decisions)
 {
+	List	   *result = NIL;
+	ListCell   *lc;
+
+	foreach(lc, decisions)
+		if (is_finished(round, lfirst(lc)))
+			result = lappend(result, lfirst(lc));
+	return result;
+}
+
+/* an xid8[] literal of those decisions that have the incarnation of the first one; in *rest
+ * the others */
+static char *
+xids_of_one_incarnation(List *decisions, List **rest)
+{
+	int64		incarnation = ((ResolveDecision *) linitial(decisions))->incarnation;
 	StringInfoData buf;
 	ListCell   *lc;
 
 	initStringInfo(&buf);
 	appendStringInfoChar(&buf, '{');
+	*rest = NIL;
 	foreach(lc, decisions)
 	{
 		ResolveDecision *decision = lfirst(lc);
 
-		if (is_finished(round, decision))
+		if (decision->incarnation == incarnation)
 			appendStringInfo(&buf, "%s" UINT64_FORMAT, buf.len > 1 ? "," : "", decision->xid);
+		else
+			*rest = lappend(*rest, decision);
 	}
-	if (buf.len == 1)
-		return NULL;
 	appendStringInfoChar(&buf, '}');
 	return buf.data;
 }
 
 /* queues the deletion of traces in a region; nobody waits for it, the next round repeats it */
 static void
-forget_there(ResolveRegion *r, const char *incarnation, const char *xids)
+forget_there(ResolveRegion *r, List *decisions)
 {
-	const char *values[] = {incarnation, xids};
-
-	if (!r->reached || r->region->state != REMOTE_OPEN || xids == NULL)
+	if (!r->reached || r->region->state != REMOTE_OPEN || decisions == NIL)
 		return;
 	residency_transaction_begin(r->region, InvalidOid, REMOTE_AS_GATEWAY);
-	residency_pipeline_add(r->region, REMOTE_KIND_CONTROL,
-						   "SELECT residency.forget($1::pg_catalog.int8, $2::pg_catalog.xid8[])",
-						   2, values, 0, -1);
+	while (decisions != NIL)
+	{
+		char	   *incarnation = psprintf(INT64_FORMAT, ((ResolveDecision *) linitial(decisions))->incarnation);
+		const char *values[] = {incarnation, xids_of_one_incarnation(decisions, &decisions)};
+
+		residency_pipeline_add(r->region, REMOTE_KIND_CONTROL,
+							   "SELECT residency.forget($1::pg_catalog.int8, $2::pg_catalog.xid8[])",
+							   2, values, 0, -1);
+	}
 	residency_pipeline_quiet(r->region, "COMMIT");
 	residency_pipeline_sync(r->region);
 	residency_transaction_reset(r->region);
+}
+
+/* deletes decision rows here, but for those that a commit is about to delete itself */
+static void
+forget_here(List *decisions)
+{
+	while (decisions != NIL)
+	{
+		Oid			types[] = {INT8OID, TEXTOID};
+		Datum		values[2];
+
+		values[0] = Int64GetDatum(((ResolveDecision *) linitial(decisions))->incarnation);
+		values[1] = CStringGetTextDatum(xids_of_one_incarnation(decisions, &decisions));
+		residency_spi_as_owner("DELETE FROM residency.transaction t "
+							   "USING (SELECT f.xid FROM residency.transaction f "
+							   "WHERE f.incarnation OPERATOR(pg_catalog.=) $1 "
+							   "AND f.xid OPERATOR(pg_catalog.=) ANY ($2::pg_catalog.xid8[]) "
+							   "FOR UPDATE SKIP LOCKED) s "
+							   "WHERE t.incarnation OPERATOR(pg_catalog.=) $1 "
+							   "AND t.xid OPERATOR(pg_catalog.=) s.xid",
+							   2, types, values, false);
+	}
 }
 
 /* the traces of a region that have no decision row here: it went with the commit that
@@ -252,7 +297,7 @@ forget_there(ResolveRegion *r, const char *incarnation, const char *xids)
 static List *
 orphans(ResolveRegion *r)
 {
-	List	   *xids = NIL;
+	List	   *gids = NIL;
 	List	   *decisions;
 	List	   *result = NIL;
 	ListCell   *lc;
@@ -260,8 +305,8 @@ orphans(ResolveRegion *r)
 	if (!r->reached || r->traces == NIL)
 		return NIL;
 	foreach(lc, r->traces)
-		xids = lappend(xids, &((ResolveDecision *) lfirst(lc))->xid);
-	decisions = residency_resolve_decisions(xids);
+		gids = lappend(gids, linitial(((ResolveDecision *) lfirst(lc))->gids));
+	decisions = residency_resolve_decisions(gids);
 	foreach(lc, r->traces)
 	{
 		ResolveDecision *trace = lfirst(lc);
@@ -276,25 +321,12 @@ orphans(ResolveRegion *r)
 static void
 forget_finished(ResolveRound *round, List *candidates)
 {
-	char		incarnation[32];
-	char	   *xids = finished_xids(round, candidates);
+	List	   *done = finished(round, candidates);
 
-	snprintf(incarnation, sizeof(incarnation), INT64_FORMAT, residency_self()->incarnation);
 	for (int i = 0; i < round->n; i++)
-	{
-		forget_there(&round->regions[i], incarnation,
-					 finished_xids(round, orphans(&round->regions[i])));
-		forget_there(&round->regions[i], incarnation, xids);
-	}
-	if (xids != NULL)
-		residency_spi_as_owner(psprintf("DELETE FROM residency.transaction t "
-										"USING (SELECT f.xid FROM residency.transaction f "
-										"WHERE f.incarnation OPERATOR(pg_catalog.=) '%s'::pg_catalog.int8 "
-										"AND f.xid OPERATOR(pg_catalog.=) ANY ('%s'::pg_catalog.xid8[]) "
-										"FOR UPDATE SKIP LOCKED) s "
-										"WHERE t.incarnation OPERATOR(pg_catalog.=) '%s'::pg_catalog.int8 "
-										"AND t.xid OPERATOR(pg_catalog.=) s.xid",
-										incarnation, xids, incarnation), 0, NULL, NULL, false);
+		forget_there(&round->regions[i],
+					 list_concat(finished(round, orphans(&round->regions[i])), done));
+	forget_here(done);
 }
 
 /*
@@ -304,26 +336,11 @@ forget_finished(ResolveRound *round, List *candidates)
 List *
 residency_resolve_round(ResolveFilter wanted, int timeout_ms)
 {
-	List	   *servers = list_copy(residency_other_servers());
-	ResolveRound round = {.timeout_ms = timeout_ms};
+	ResolveRound round;
 	List	   *candidates;
 	List	   *actions;
-	ListCell   *lc;
 
-	round.regions = palloc0((list_length(servers) + 1) * sizeof(ResolveRegion));
-	foreach(lc, servers)
-	{
-		RemoteRegion *region = residency_remote_region(lfirst_oid(lc));
-
-		if (region->level > 0)
-			ereport(ERROR,
-					(errcode(ERRCODE_ACTIVE_SQL_TRANSACTION),
-					 errmsg("residency.resolve() cannot run in a transaction that has used region \"%s\"",
-							region->name),
-					 errhint("COMMIT or ROLLBACK first.")));
-		round.regions[round.n].region = region;
-		round.regions[round.n++].reached = wanted == NULL || wanted(lfirst_oid(lc));
-	}
+	residency_resolve_begin(&round, wanted, timeout_ms);
 	candidates = residency_resolve_candidates(&round);
 	residency_resolve_list(&round);
 	actions = make_verdicts(&round);

@@ -16,6 +16,7 @@
 /* one decision row here, or one trace elsewhere */
 typedef struct ResolveDecision
 {
+	int64		incarnation;	/* own, or one that this region had before */
 	uint64		xid;
 	List	   *gids;			/* char *, one for each part */
 	List	   *regions;		/* char *, in the same order */
@@ -27,7 +28,7 @@ typedef struct ResolveRegion
 	RemoteRegion *region;
 	RemoteRequest *request;		/* what is asked at the moment */
 	bool		reached;		/* answered everything so far */
-	List	   *gids;			/* char *: prepared there and ours, by the last look */
+	List	   *gids;			/* char *: prepared there by our role, by the last look */
 	List	   *traces;			/* ResolveDecision *: of our transactions, by the last look */
 } ResolveRegion;
 
@@ -52,9 +53,10 @@ typedef struct ResolveRound
 } ResolveRound;
 
 /* commit_observe.c */
+extern void residency_resolve_begin(ResolveRound *round, ResolveFilter wanted, int timeout_ms);
 extern bool residency_resolve_answer(ResolveRound *round, ResolveRegion *r, TimestampTz deadline);
 extern void residency_resolve_list(ResolveRound *round);
-extern List *residency_resolve_decisions(List *xids);
+extern List *residency_resolve_decisions(List *gids);
 extern List *residency_resolve_candidates(ResolveRound *round);
 extern bool residency_resolve_is_running(uint64 xid);
 extern uint64 residency_resolve_xid(const char *gid);
@@ -63,6 +65,10 @@ extern bool residency_resolve_safe(void);
 extern bool residency_resolve_has(List *strings, const char *string);
 extern void residency_resolve_result(ResolveRound *round, const char *region, const char *gid,
 									 const char *action, const char *detail);
+
+/* commit_peers.c */
+extern List *residency_peers_find(ResolveRound *round, int *waiting, long *next_ms);
+extern bool residency_peers_finish(void *verdicts);
 
 /* commit_resolve.c */
 extern List *residency_resolve_round(ResolveFilter wanted, int timeout_ms);

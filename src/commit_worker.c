@@ -1,6 +1,7 @@
 /*
  * commit_worker.c
- *		The resolver: runs the rounds of commit_resolve.c without any hand.
+ *		The resolver: runs the rounds of commit_resolve.c, for transactions that began
+ *		here, and of commit_peers.c, for parts that are prepared here, without any hand.
  *
  * It looks at all regions every residency.resolve_interval, and at once when a backend
  * misses an answer.  While something is not finished it looks again after a second, and
@@ -29,6 +30,7 @@
 #include "worker.h"
 
 PG_FUNCTION_INFO_V1(residency_resolver_actions);
+PG_FUNCTION_INFO_V1(residency_wake_resolver);
 
 /* actions remembered, of all databases of the server together */
 #define ACTIONS 256
@@ -166,6 +168,14 @@ residency_resolver_actions(PG_FUNCTION_ARGS)
 	PG_RETURN_NULL();
 }
 
+/* SQL: residency.wake_resolver() */
+Datum
+residency_wake_resolver(PG_FUNCTION_ARGS)
+{
+	residency_worker_wake_at_commit(RESIDENCY_WORKER_RESOLVER);
+	PG_RETURN_BOOL(residency_workers);
+}
+
 /* the memory of a region, made when it is new; NULL if there are too many */
 static RegionMemory *
 memory_of(Oid serverid)
@@ -213,11 +223,11 @@ remember_answer(const char *region, Oid serverid, const char *failure)
 												   Min(PAUSE_FIRST_MS << (memory->failures - 1), PAUSE_LAST_MS));
 }
 
-/* remembers which regions answered, and what was done; true if nothing is left to do */
+/* remembers which of the regions asked (OIDs of servers) answered; true if all did */
 static bool
-digest(List *results, List *asked)
+digest_answers(List *results, List *asked)
 {
-	bool		finished = true;
+	bool		all = true;
 	ListCell   *lc;
 
 	foreach(lc, asked)
@@ -234,8 +244,18 @@ digest(List *results, List *asked)
 				failure = result->detail;
 		}
 		remember_answer(region, lfirst_oid(lc), failure);
-		finished &= failure == NULL;
+		all &= failure == NULL;
 	}
+	return all;
+}
+
+/* remembers what was done; true if nothing is left to do */
+static bool
+digest_actions(List *results)
+{
+	bool		finished = true;
+	ListCell   *lc;
+
 	foreach(lc, results)
 	{
 		ResolveResult *result = lfirst(lc);
@@ -260,15 +280,28 @@ anything_waits(void)
 	return SPI_processed > 0;
 }
 
-/* ResidencyWorkerRound: looks at all regions that are due; true if nothing is left to do */
+/* servers of the regions that are due */
+static List *
+due_servers(void)
+{
+	List	   *asked = NIL;
+	ListCell   *lc;
+
+	foreach(lc, list_copy(residency_other_servers()))
+		if (is_due(lfirst_oid(lc)))
+			asked = lappend_oid(asked, lfirst_oid(lc));
+	return asked;
+}
+
+/* ResidencyWorkerRound: finishes this region's own transactions in all regions that are
+ * due; true if nothing is left to do */
 static bool
 run_round(void *arg)
 {
 	MemoryContext context = CurrentMemoryContext;
-	List	   *servers = list_copy(residency_other_servers());
-	List	   *asked = NIL;
-	bool		finished;
-	ListCell   *lc;
+	List	   *asked = due_servers();
+	List	   *results;
+	bool		finished = list_length(asked) == list_length(residency_other_servers());
 
 	/* what is deleted here may come back in a failover, and is deleted again then */
 	(void) set_config_option("synchronous_commit", "local", PGC_USERSET, PGC_S_SESSION,
@@ -276,13 +309,72 @@ run_round(void *arg)
 	if (SPI_connect() != SPI_OK_CONNECT)
 		elog(ERROR, "SPI_connect failed");
 	MemoryContextSwitchTo(context);
-	foreach(lc, servers)
-		if (is_due(lfirst_oid(lc)))
-			asked = lappend_oid(asked, lfirst_oid(lc));
-	finished = list_length(asked) == list_length(servers);
-	finished &= digest(residency_resolve_round(is_due, STEP_TIMEOUT_MS), asked);
+	results = residency_resolve_round(is_due, STEP_TIMEOUT_MS);
+	finished &= digest_answers(results, asked);
+	finished &= digest_actions(results);
 	finished &= !anything_waits();
 	SPI_finish();
+	return finished;
+}
+
+/* what run_peers found out */
+typedef struct PeersRound
+{
+	MemoryContext context;		/* holds verdicts, outlives the round */
+	List	   *verdicts;
+	int			waiting;		/* parts that nobody knows about */
+	long		next_ms;		/* until the next part is old enough */
+} PeersRound;
+
+/* ResidencyWorkerRound: looks for parts of other regions' transactions that can be
+ * finished here */
+static bool
+run_peers(void *arg)
+{
+	PeersRound *peers = arg;
+	MemoryContext context = CurrentMemoryContext;
+	List	   *asked = due_servers();
+	ResolveRound round;
+	List	   *verdicts;
+	ListCell   *lc;
+
+	if (SPI_connect() != SPI_OK_CONNECT)
+		elog(ERROR, "SPI_connect failed");
+	MemoryContextSwitchTo(context);
+	residency_resolve_begin(&round, is_due, STEP_TIMEOUT_MS);
+	verdicts = residency_peers_find(&round, &peers->waiting, &peers->next_ms);
+	SPI_finish();
+	if (round.results != NIL)
+		(void) digest_answers(round.results, asked);
+	MemoryContextSwitchTo(peers->context);
+	foreach(lc, verdicts)
+	{
+		ResolveResult *verdict = lfirst(lc);
+		ResolveResult *copy = palloc(sizeof(ResolveResult));
+
+		copy->region = pstrdup(verdict->region);
+		copy->gid = pstrdup(verdict->gid);
+		copy->action = pstrdup(verdict->action);
+		copy->detail = pstrdup(verdict->detail);
+		peers->verdicts = lappend(peers->verdicts, copy);
+	}
+	MemoryContextSwitchTo(context);
+	return true;
+}
+
+/* finishes what can be finished here of other regions' transactions; true if nothing is
+ * left to do.  *next_ms becomes less if something will be to do earlier. */
+static bool
+finish_peers(MemoryContext context, long *next_ms)
+{
+	PeersRound	peers = {.context = context, .next_ms = *next_ms};
+	bool		finished;
+
+	finished = residency_worker_try(run_peers, &peers) && peers.waiting == 0;
+	if (peers.verdicts != NIL)
+		finished &= residency_worker_try_bare(residency_peers_finish, peers.verdicts);
+	*next_ms = peers.next_ms;
+	MemoryContextReset(context);
 	return finished;
 }
 
@@ -302,17 +394,21 @@ until_due(long most)
 void
 residency_resolver_main(void)
 {
+	MemoryContext context = AllocSetContextCreate(TopMemoryContext, "residency peers",
+												  ALLOCSET_DEFAULT_SIZES);
 	int			unfinished = 0; /* rounds in a row */
 	long		pause = 0;
 
 	while (residency_worker_wait(pause))
 	{
+		long		next_ms = residency_resolve_interval;
 		bool		finished = residency_worker_try(run_round, NULL);
 
+		finished &= finish_peers(context, &next_ms);
 		unfinished = finished ? 0 : unfinished + 1;
 		pause = finished ? residency_resolve_interval
 			: until_due(Min(PAUSE_FIRST_MS << Min(unfinished - 1, 8), PAUSE_LAST_MS));
-		pause = Min(pause, residency_resolve_interval);
+		pause = Min(pause, next_ms);
 	}
 }
 
