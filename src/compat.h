@@ -172,6 +172,13 @@
 	index_beginscan(heap, index, snapshot, nkeys, 0)
 #endif
 
+/* exprs_known_equal takes an operator family, or none, since 18 */
+#if PG_VERSION_NUM >= 180000
+#define compat_exprs_known_equal(root, a, b) exprs_known_equal(root, a, b, InvalidOid)
+#else
+#define compat_exprs_known_equal(root, a, b) exprs_known_equal(root, a, b)
+#endif
+
 /* estimate_array_length takes the planner's state since 17 */
 #if PG_VERSION_NUM >= 170000
 #define compat_estimate_array_length(root, array) estimate_array_length(root, array)

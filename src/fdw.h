@@ -92,7 +92,8 @@ extern void residency_fdw_scan_routine(FdwRoutine *routine);	/* scan callbacks *
 extern void residency_fdw_modify_routine(FdwRoutine *routine);	/* write callbacks */
 extern void residency_fdw_stats_routine(FdwRoutine *routine);	/* ANALYZE */
 extern void residency_fdw_plan_init(void);		/* planner hook */
-extern void residency_fdw_group_init(void);		/* planner hooks for joins and aggregates */
+extern void residency_fdw_group_init(void);		/* planner hook for aggregates */
+extern void residency_fdw_join_init(void);		/* planner hook for joins, after the lookup's */
 extern void residency_fdw_stats_init(void);		/* statistics hook */
 extern void residency_fdw_modify_init(void);	/* registers the row buffers' producer */
 

@@ -188,6 +188,17 @@ bool
 residency_is_foreign(const RelOptInfo *rel)
 {
 	return rel->fdwroutine != NULL && rel->fdw_private != NULL && IS_SIMPLE_REL(rel) &&
+		residency_may_use_private(rel);
+}
+
+/*
+ * residency_may_use_private tells whether a relation's place for a wrapper's notes is free for ours: it belongs to
+ * no other wrapper.
+ */
+bool
+residency_may_use_private(const RelOptInfo *rel)
+{
+	return rel->fdwroutine == NULL ||
 		rel->fdwroutine->GetForeignRelSize == residencyGetForeignRelSize;
 }
 

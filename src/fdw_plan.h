@@ -123,6 +123,7 @@ extern char *residency_locking_clause(PlannerInfo *root, RelOptInfo *rel);
 
 /* fdw_plan.c */
 extern bool residency_is_foreign(const RelOptInfo *rel);
+extern bool residency_may_use_private(const RelOptInfo *rel);
 extern EquivalenceMember *residency_sort_member(PlannerInfo *root, RelOptInfo *rel, PathKey *pathkey);
 extern bool residency_can_sort(PlannerInfo *root, RelOptInfo *rel, List *pathkeys);
 extern void residency_border_cost(RelOptInfo *rel, const FdwRel *fdw, double rows, bool sorted,

@@ -81,8 +81,8 @@ residency_region_parts(PlannerInfo *root, RelOptInfo *rel)
 
 	if (!bms_is_empty(rel->lateral_relids) || IS_DUMMY_REL(rel))
 		return NULL;
-	if (rel->reloptkind == RELOPT_JOINREL && rel->fdwroutine == NULL)
-		result = (RegionParts *) rel->fdw_private;
+	if (rel->reloptkind == RELOPT_JOINREL)
+		result = residency_may_use_private(rel) ? (RegionParts *) rel->fdw_private : NULL;
 	else if (rel->reloptkind == RELOPT_BASEREL && residency_is_foreign(rel))
 		result = ((FdwRel *) rel->fdw_private)->local_conds == NIL ? single_table(rel) : NULL;
 	else if (rel->reloptkind == RELOPT_BASEREL && IS_PARTITIONED_REL(rel))

@@ -46,6 +46,7 @@ _PG_init(void)
 	residency_fdw_stats_init();
 	residency_fdw_plan_init();
 	residency_lookup_init();
+	residency_fdw_join_init();
 	residency_fdw_group_init();
 	residency_guard_init();
 }
