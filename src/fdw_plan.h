@@ -137,6 +137,20 @@ extern RegionParts *residency_region_parts(PlannerInfo *root, RelOptInfo *rel);
 extern Node *residency_translate(PlannerInfo *root, Node *node, RelOptInfo *child);
 extern PathTarget *residency_translate_target(PlannerInfo *root, PathTarget *target, RelOptInfo *child);
 
+/* fdw_plan_join_parts.c: one side of a join, what lies in each region, or the same everywhere */
+typedef struct JoinSide
+{
+	RelOptInfo *rel;
+	RegionParts *parts;			/* NULL: a global table */
+} JoinSide;
+
+extern bool residency_join_sides(PlannerInfo *root, RelOptInfo *outerrel, RelOptInfo *innerrel,
+								 JoinSide *outer, JoinSide *inner);
+extern bool residency_join_side_rels(const JoinSide *outer, const JoinSide *inner, Oid server,
+									 RelOptInfo **outer_rel, RelOptInfo **inner_rel);
+extern RegionParts *residency_join_parts(PlannerInfo *root, RelOptInfo *joinrel, const JoinSide *outer,
+										 const JoinSide *inner, JoinType jointype, List *clauses);
+
 /* fdw_plan_query.c */
 extern Path *residency_query_path(PlannerInfo *root, const RegionPart *part, FdwQuery *query,
 								  PathTarget *target, double rows, Cost home_cost);
