@@ -333,6 +333,24 @@ take_result(RemoteRegion *region, RemoteRequest *req, PGresult *res)
 	}
 }
 
+/* may a new connection take the place of this one, unnoticed? */
+static bool
+can_replay(RemoteRegion *region)
+{
+	return region->level > 0 && !region->fresh && !region->proved &&
+		!region->ending && region->failed_level == 0;
+}
+
+/* the last word of a session that was told to end before our request came: as good as
+ * no answer, though the connection is not closed yet */
+static bool
+is_farewell(PGresult *res)
+{
+	const char *severity = PQresultErrorField(res, PG_DIAG_SEVERITY_NONLOCALIZED);
+
+	return severity != NULL && strcmp(severity, "FATAL") == 0;
+}
+
 /*
  * Moves the traffic of one open connection as far as it goes without waiting; true
  * if an answer was completed or the connection was lost.
@@ -358,6 +376,12 @@ residency_pipeline_advance(RemoteRegion *region)
 			break;
 		}
 		progress = true;
+		if (can_replay(region) && is_farewell(res))
+		{
+			PQclear(res);
+			residency_pipeline_lost(region);
+			return true;
+		}
 		if (req->kind == REMOTE_KIND_SYNC)
 		{
 			bool		in_order = PQresultStatus(res) == PGRES_PIPELINE_SYNC;
@@ -444,8 +468,7 @@ requeue_for_replay(RemoteRegion *region)
 void
 residency_pipeline_lost(RemoteRegion *region)
 {
-	bool		replay = region->level > 0 && !region->fresh && !region->proved &&
-		!region->ending && region->failed_level == 0;
+	bool		replay = can_replay(region);
 
 	residency_connection_close(region);
 	if (replay)
