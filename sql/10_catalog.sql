@@ -9,6 +9,11 @@
 
 GRANT USAGE ON SCHEMA residency TO PUBLIC;
 
+-- Server and database that a row of residency.self was made in: elsewhere it is a copy.
+CREATE FUNCTION residency.own_place() RETURNS pg_catalog.text
+	LANGUAGE c STABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'residency_own_place';
+COMMENT ON FUNCTION residency.own_place() IS 'identifies this server and this database, to know a copy of a region from the original';
+
 -- Column order is known to src/regions.c.
 CREATE TABLE residency.self (
 	region       pg_catalog.name NOT NULL,
@@ -16,12 +21,14 @@ CREATE TABLE residency.self (
 	deployment   pg_catalog.int8 NOT NULL,
 	incarnation  pg_catalog.int8 NOT NULL,
 	connection   pg_catalog.text,
-	only_row     pg_catalog.bool PRIMARY KEY DEFAULT true CHECK (only_row)
+	only_row     pg_catalog.bool PRIMARY KEY DEFAULT true CHECK (only_row),
+	place        pg_catalog.text NOT NULL DEFAULT residency.own_place()
 );
 COMMENT ON TABLE residency.self IS 'this database''s own region; one row, made by residency.init()';
 COMMENT ON COLUMN residency.self.number IS '1 to 64, unique in the deployment; start of sequences';
 COMMENT ON COLUMN residency.self.deployment IS 'random, the same in all regions of one deployment';
 COMMENT ON COLUMN residency.self.incarnation IS 'random, renewed by residency.renew()';
+COMMENT ON COLUMN residency.self.place IS 'where this row was made, or renewed: a database that it is not true of is a copy';
 COMMENT ON COLUMN residency.self.connection IS 'how other regions reach this one; null: as add_region() finds out';
 
 CREATE TABLE residency.region (

@@ -176,8 +176,8 @@ AS $$
 	SELECT p.oid::regprocedure
 	FROM pg_proc p
 	WHERE p.pronamespace = 'residency'::regnamespace AND
-		  p.proname = ANY (ARRAY['apply', 'apply_shipped', 'apply_truncate', 'forget', 'hello', 'participate', 'ping',
-								 'prepared_here', 'statistics'])
+		  p.proname = ANY (ARRAY['apply', 'apply_shipped', 'apply_truncate', 'forget', 'hello', 'outcomes_here', 'participate', 'ping',
+								 'prepared_here', 'statistics', 'traces_here'])
 	ORDER BY 1
 $$;
 COMMENT ON FUNCTION residency.gateway_functions() IS 'functions of this extension that gateways may call';
@@ -285,7 +285,7 @@ DECLARE
 BEGIN
 	PERFORM residency.require_superuser('renew the incarnation of this region');
 	PERFORM residency.begin_change();
-	UPDATE residency.self s SET incarnation = fresh WHERE s.only_row;
+	UPDATE residency.self s SET incarnation = fresh, place = residency.own_place() WHERE s.only_row;
 	SELECT array_agg(r.name) INTO every FROM residency.region r;
 	PERFORM FROM residency.ask(every,
 		'UPDATE residency.region SET incarnation = $2::pg_catalog.int8

@@ -7,6 +7,9 @@
 
 #include "remote_internal.h"
 
+/* all gids begin with it */
+#define RESIDENCY_GID_PREFIX "residency:"
+
 /* commit_record.c */
 extern void residency_commit_make_gids(RemoteRegion **regions, int n, uint64 xid);
 extern void residency_commit_arrays(RemoteRegion **regions, int n, char **gids, char **names);

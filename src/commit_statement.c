@@ -248,9 +248,11 @@ statement_ProcessUtility(PlannedStmt *pstmt, const char *queryString, bool readO
 
 	if (IsA(pstmt->utilityStmt, TransactionStmt))
 	{
-		/* what a gateway commits here may have made this database a region */
-		if (((TransactionStmt *) pstmt->utilityStmt)->kind == TRANS_STMT_COMMIT_PREPARED &&
-			residency_session_gateway() != NULL)
+		TransactionStmt *stmt = (TransactionStmt *) pstmt->utilityStmt;
+
+		/* what another region commits here may have made this database a region */
+		if (stmt->kind == TRANS_STMT_COMMIT_PREPARED &&
+			strncmp(stmt->gid, RESIDENCY_GID_PREFIX, strlen(RESIDENCY_GID_PREFIX)) == 0)
 			residency_worker_announce();
 		next(pstmt, queryString, readOnlyTree, context, params, queryEnv, dest, qc);
 		return;

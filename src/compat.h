@@ -110,6 +110,14 @@
 #define compat_database_ownercheck(database, role) pg_database_ownercheck(database, role)
 #endif
 
+/* entry number i, from 1, of this process's copy of the backends' states;
+ * utils/backend_status.h needed */
+#if PG_VERSION_NUM >= 160000
+#define compat_local_beentry(i) pgstat_get_local_beentry_by_index(i)
+#else
+#define compat_local_beentry(i) pgstat_fetch_stat_local_beentry(i)
+#endif
+
 /* visits the PROCLOCKs of a lock; lists in shared memory became dlists in 16;
  * storage/lock.h needed */
 #if PG_VERSION_NUM >= 160000

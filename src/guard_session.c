@@ -96,6 +96,11 @@ residency_hello(PG_FUNCTION_ARGS)
 						self == NULL ? "" : strcmp(self->region, region) == 0 ?
 						"\" of another deployment" : "\""),
 				 errhint("Correct host and port: ALTER SERVER ... OPTIONS (SET host ..., SET port ...).")));
+	if (self->copy && !admin)
+		ereport(ERROR,
+				(errcode(ERRCODE_SQLSERVER_REJECTED_ESTABLISHMENT_OF_SQLCONNECTION),
+				 errmsg("this database is a copy of region \"%s\"", region),
+				 errhint("If it shall take the region's place, run there: SELECT residency.renew().")));
 	if (strcmp(version, RESIDENCY_VERSION) != 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_SQLSERVER_REJECTED_ESTABLISHMENT_OF_SQLCONNECTION),

@@ -120,6 +120,7 @@ load_self(void)
 		cache.self.number = DatumGetInt32(heap_getattr(tuple, 2, desc, &isnull));
 		cache.self.deployment = DatumGetInt64(heap_getattr(tuple, 3, desc, &isnull));
 		cache.self.incarnation = DatumGetInt64(heap_getattr(tuple, 4, desc, &isnull));
+		cache.self.copy = !residency_is_own_place(TextDatumGetCString(heap_getattr(tuple, 7, desc, &isnull)));
 		cache.have_self = true;
 	}
 	systable_endscan(scan);

@@ -21,6 +21,7 @@ typedef struct ResidencySelf
 	int			number;			/* 1..64, for sequences */
 	int64		deployment;		/* same in all regions of one deployment */
 	int64		incarnation;	/* 64 random bits, see residency.renew() */
+	bool		copy;			/* made by copying the region's database: not to act as it */
 } ResidencySelf;
 
 typedef enum ResidencyTableKind

@@ -25,6 +25,9 @@
 extern void residency_load_primary_key(TableRule *rule);
 extern bool residency_has_unique_key(const TableRule *rule, Oid relid);
 
+/* regions_servers.c: true if residency.own_place() gives this text here */
+extern bool residency_is_own_place(const char *place);
+
 /* names (char *) of all other regions in byte order; same life as the rest of regions.h */
 extern List *residency_other_regions(void);
 

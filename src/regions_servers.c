@@ -1,6 +1,6 @@
 /*
  * regions_servers.c
- *		From a region to its foreign server, and back.
+ *		From a region to its foreign server, and back; and which server this one is.
  *
  * A server of the wrapper has the name of its region.  Nothing is cached here: the
  * system caches are fast enough.
@@ -9,14 +9,18 @@
 
 #include "access/htup_details.h"
 #include "access/reloptions.h"
+#include "access/xlog.h"
 #include "catalog/pg_user_mapping.h"
 #include "commands/defrem.h"
 #include "foreign/foreign.h"
+#include "miscadmin.h"
 #include "utils/builtins.h"
 #include "utils/syscache.h"
 
 #include "regions.h"
 #include "regions_internal.h"
+
+PG_FUNCTION_INFO_V1(residency_own_place);
 
 /* Name of the region behind one of our servers, palloc'd. */
 char *
@@ -94,4 +98,25 @@ residency_role_at(Oid serverid)
 	}
 	ReleaseSysCache(tuple);
 	return role;
+}
+
+/* what identifies this server and this database; a base backup of the server shares it */
+static char *
+own_place(void)
+{
+	return psprintf(UINT64_FORMAT "/%u", GetSystemIdentifier(), MyDatabaseId);
+}
+
+/* true if residency.own_place() gives this text here */
+bool
+residency_is_own_place(const char *place)
+{
+	return strcmp(place, own_place()) == 0;
+}
+
+/* SQL: residency.own_place() */
+Datum
+residency_own_place(PG_FUNCTION_ARGS)
+{
+	PG_RETURN_TEXT_P(cstring_to_text(own_place()));
 }

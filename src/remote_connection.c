@@ -30,6 +30,7 @@
 
 #include "health.h"
 #include "regions.h"
+#include "worker.h"
 
 /* formats of values, and how soon the home notices that a gateway has vanished */
 #define SESSION_OPTIONS \
@@ -98,13 +99,18 @@ residency_connection_parameters(Oid serverid, Oid userid, const char ***keywords
 	if (!mapping_options(serverid, userid, &options))
 		return false;
 	options = list_concat(list_copy(server->options), options);
-	max = lengthof(default_options) + list_length(options) + 3;
+	max = lengthof(default_options) + list_length(options) + 4;
 	*keywords = palloc0(max * sizeof(char *));
 	*values = palloc0(max * sizeof(char *));
 	for (int i = 0; i < lengthof(default_options); i++)
 	{
 		(*keywords)[n] = default_options[i][0];
 		(*values)[n++] = default_options[i][1];
+	}
+	if (residency_is_worker)
+	{
+		(*keywords)[n] = "fallback_application_name";
+		(*values)[n++] = RESIDENCY_WORKER_APPLICATION;
 	}
 	foreach(lc, options)
 	{

@@ -321,6 +321,12 @@ check_allowed(RemoteRegion *region)
 				 errmsg("a session of gateway \"%s\" cannot go on to region \"%s\"", gateway, region->name),
 				 errdetail("A trigger or function at the home used a table of another region."),
 				 errhint("Do that work at the gateway.")));
+	/* its transactions would be taken for the original's, and the other way round */
+	if (!region->admin && residency_self() != NULL && residency_self()->copy)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("this database is a copy of region \"%s\", and may not act as it", residency_self()->region),
+				 errhint("If it shall take the region's place: SELECT residency.renew().")));
 	if (IsolationIsSerializable())
 		ereport(ERROR,
 				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),

@@ -5,10 +5,11 @@
  * worker_launcher.c starts the processes, worker_loop.c is what runs in them,
  * worker_internal.h describes the shared memory between all of them.
  *
- * A worker is connected to its database, and so in the way of DROP DATABASE, CREATE
- * DATABASE with it as template, and their kin; and in a round it holds locks that DROP EXTENSION
- * waits for.  Who is about to run such a statement asks the workers to leave; they stay
- * away for a while, long enough for the statement to take its locks.
+ * A worker is connected to its database, and so in the way of DROP DATABASE, CREATE DATABASE
+ * with it as template, and their kin; so are the sessions there of other regions' workers.
+ * And in a round a worker holds locks that DROP EXTENSION waits for.  Who is about to run
+ * such a statement asks the workers to leave; they stay away for a while, long enough for
+ * the statement to take its locks.
  */
 #include "worker_internal.h"
 
@@ -24,9 +25,11 @@
 #include "storage/lwlock.h"
 #include "storage/shmem.h"
 #include "utils/acl.h"
+#include "utils/backend_status.h"
 #include "utils/timestamp.h"
 
 WorkerShared *residency_worker_shared = NULL;
+bool		residency_is_worker = false;
 
 static shmem_request_hook_type next_shmem_request = NULL;
 static shmem_startup_hook_type next_shmem_startup = NULL;
@@ -154,6 +157,25 @@ transaction_callback(XactEvent event, void *arg)
 }
 
 /*
+ * Sessions in a database that workers of other regions have opened end; they come back when
+ * they find nobody in the way.  Whoever gives a session of their own that name loses it too.
+ */
+static void
+end_visits(Oid database)
+{
+	int			n = pgstat_fetch_stat_numbackends();
+
+	for (int i = 1; i <= n; i++)
+	{
+		PgBackendStatus *backend = &compat_local_beentry(i)->backendStatus;
+
+		if (backend->st_databaseid == database && backend->st_backendType == B_BACKEND &&
+			strcmp(backend->st_appname, RESIDENCY_WORKER_APPLICATION) == 0)
+			(void) kill(backend->st_procpid, SIGTERM);
+	}
+}
+
+/*
  * The workers of a database leave, and stay away for a while.  The workers themselves
  * never get here.  Signals may reach a process that took over the number of one that
  * ended just now only if that happened within these few instructions.
@@ -188,7 +210,10 @@ leave_database_named(const char *name)
 	Oid			database = name ? get_database_oid(name, true) : InvalidOid;
 
 	if (OidIsValid(database) && compat_database_ownercheck(database, GetUserId()))
+	{
 		leave_database(database);
+		end_visits(database);
+	}
 }
 
 /* true if the statement drops or alters this extension, and the current user could */

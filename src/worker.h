@@ -54,6 +54,12 @@ extern void residency_worker_yield(Node *statement);
 /* called by residency.c while the library is preloaded */
 extern void residency_worker_init(void);
 
+/* application_name of workers' sessions in other regions; see residency_worker_yield */
+#define RESIDENCY_WORKER_APPLICATION "residency worker"
+
+/* this process is a worker */
+extern bool residency_is_worker;
+
 /* --- for main functions ------------------------------------------------------- */
 
 /*

@@ -8,6 +8,7 @@
 #include "worker_internal.h"
 
 #include "access/xact.h"
+#include "commands/dbcommands.h"
 #include "miscadmin.h"
 #include "pgstat.h"
 #include "postmaster/bgworker.h"
@@ -182,7 +183,12 @@ round_in_transaction(ResidencyWorkerRound round, void *arg)
 	SetCurrentStatementStartTimestamp();
 	StartTransactionCommand();
 	PushActiveSnapshot(GetTransactionSnapshot());
-	note_state(residency_self() != NULL);
+	note_state(residency_self() != NULL && !residency_self()->copy);
+	if (!is_region && residency_self() != NULL)
+		ereport(LOG,
+				(errmsg("database \"%s\" is a copy of region \"%s\": no workers run there",
+						get_database_name(MyDatabaseId), residency_self()->region),
+				 errhint("If it shall take the region's place: SELECT residency.renew().")));
 	MemoryContextSwitchTo(context);
 	if (is_region)
 		result = round(arg);
@@ -267,6 +273,7 @@ residency_worker_main(Datum arg)
 {
 	Oid			database = DatumGetObjectId(arg);
 
+	residency_is_worker = true;
 	memcpy(&own_kind, MyBgworkerEntry->bgw_extra, sizeof(own_kind));
 	pqsignal(SIGHUP, SignalHandlerForConfigReload);
 	pqsignal(SIGTERM, die);
