@@ -150,8 +150,10 @@ COMMENT ON FUNCTION residency.begin_change()
 	IS 'serialises changes of regions and tables, and bounds their lock waits';
 
 -- Name of the role by which a gateway logs in here.  Roles belong to the whole server,
--- where another database may be a region of its own, so the plain name may be taken.
-CREATE FUNCTION residency.gateway_role(gateway pg_catalog.name) RETURNS pg_catalog.name
+-- where another database may be a region of its own, so the plain name may be taken; or be
+-- about to be, which this session cannot see: "others" are such names.
+CREATE FUNCTION residency.gateway_role(gateway pg_catalog.name, others pg_catalog.name[] DEFAULT '{}')
+	RETURNS pg_catalog.name
 	LANGUAGE plpgsql VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE
 	SET search_path = pg_catalog, pg_temp
 AS $$
@@ -159,14 +161,14 @@ AS $$
 DECLARE
 	candidate text := 'residency_' || gateway;
 BEGIN
-	WHILE octet_length(candidate) > 63 OR
+	WHILE octet_length(candidate) > 63 OR candidate = ANY (others) OR
 		  EXISTS (SELECT FROM pg_roles r WHERE r.rolname = candidate) LOOP
 		candidate := 'residency_' || left(gateway, 10) || '_' || to_hex(residency.random_bits() & 4294967295);
 	END LOOP;
 	RETURN candidate;
 END
 $$;
-COMMENT ON FUNCTION residency.gateway_role(pg_catalog.name) IS 'free name for the role of a gateway';
+COMMENT ON FUNCTION residency.gateway_role(pg_catalog.name, pg_catalog.name[]) IS 'free name for the role of a gateway';
 
 -- Functions that a gateway's own role calls here; everybody else is kept out of them.
 CREATE FUNCTION residency.gateway_functions() RETURNS SETOF pg_catalog.regprocedure

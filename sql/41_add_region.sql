@@ -270,6 +270,9 @@ DECLARE
 	way_in     text[];			-- how the other regions reach the newcomer
 	role_there name;
 	role_here  name;
+	servers    jsonb := '{}';	-- which server each region is in: roles belong to those
+	roles_made jsonb := '{}';	-- by server, the roles that its regions make for the newcomer
+	taken      name[];
 	i          int4 := 0;
 BEGIN
 	PERFORM residency.require_superuser('add a region');
@@ -304,8 +307,10 @@ BEGIN
 
 	-- each must reach each other, at the address that it gives itself or else at ours
 	way_in := coalesce((residency.server_options(identity.connection)).server, residency.way_to(newcomer));
-	FOR every IN SELECT a.region AS name, a.answer[1] AS connection
-				 FROM residency.ask(all_names, 'SELECT s.connection FROM residency.self s') a LOOP
+	FOR every IN SELECT a.region AS name, a.answer[1] AS connection, a.answer[2] AS server
+				 FROM residency.ask(all_names, 'SELECT s.connection, c.system_identifier
+					FROM residency.self s, pg_catalog.pg_control_system() c') a LOOP
+		servers := servers || jsonb_build_object(every.name, every.server);
 		way := CASE WHEN every.name = own THEN residency.way_back(newcomer, address)
 			   ELSE coalesce((residency.server_options(every.connection)).server, residency.way_to(every.name)) END;
 		ways := ways || jsonb_build_object(every.name, way);
@@ -328,8 +333,11 @@ BEGIN
 		i := i + 1;
 		way := ARRAY(SELECT jsonb_array_elements_text(ways -> every.name::text));
 		role_there := identity.role_names[i];
+		taken := ARRAY(SELECT jsonb_array_elements_text(roles_made -> (servers ->> every.name)));
 		SELECT a.answer[1] INTO role_here FROM residency.ask(ARRAY[every.name],
-			'SELECT residency.gateway_role($1::pg_catalog.name)', ARRAY[newcomer::text]) a;
+			'SELECT residency.gateway_role($1::pg_catalog.name, $2::pg_catalog.name[])',
+			ARRAY[newcomer::text, taken::text]) a;
+		roles_made := roles_made || jsonb_build_object(servers ->> every.name, taken || role_here);
 		PERFORM FROM residency.ask(ARRAY[newcomer], learn,
 			ARRAY[every.name::text, every.number::text, every.incarnation::text, role_there::text, way::text],
 			deferred => true, joined => false);

@@ -179,7 +179,7 @@ is_statement(QueryDesc *queryDesc)
 		queryDesc->dest->mydest != DestSPI && queryDesc->dest->mydest != DestNone;
 }
 
-/* the plan is ready: a statement starts, and its scans are grouped (fdw_start.c) */
+/* the plan is ready: a statement starts, and its scans are grouped (fdw_start_groups.c) */
 static void
 statement_ExecutorStart(QueryDesc *queryDesc, int eflags)
 {

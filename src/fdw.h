@@ -97,8 +97,13 @@ extern void residency_fdw_join_init(void);		/* planner hook for joins, after the
 extern void residency_fdw_stats_init(void);		/* statistics hook */
 extern void residency_fdw_modify_init(void);	/* registers the row buffers' producer */
 
-/* fdw_start.c: called by the ExecutorStart hook after the standard function */
-extern void residency_fdw_start_init(void);
+extern void residency_fdw_start_init(void);	/* fdw_node.c */
+
+/* fdw_start.c: nodes that start together, also those of other parts */
+typedef struct FdwGroup FdwGroup;
+extern void residency_group_start(FdwGroup *group);
+
+/* fdw_start_groups.c: called by the ExecutorStart hook after the standard function */
 extern void residency_fdw_collect_scans(QueryDesc *queryDesc);
 
 /*

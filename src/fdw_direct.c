@@ -3,7 +3,7 @@
  *		Runs an UPDATE or DELETE that is done at the home as a whole.
  *
  * It is a ForeignScan whose first fetch sends the statement; those of several regions
- * are in one group (fdw_start.c), so they run side by side.  The number of rows is part
+ * are in one group (fdw_start_groups.c), so they run side by side.  The number of rows is part
  * of the client's answer, so it is always awaited.  With RETURNING the rows that come
  * back are handed to ModifyTable one by one, in the scan slot.
  */
@@ -86,7 +86,8 @@ residencyBeginDirectModify(ForeignScanState *state, int eflags)
 	direct->has_returning = boolVal(list_nth(plan->fdw_private, FdwDirectHasReturning));
 	direct->set_processed = boolVal(list_nth(plan->fdw_private, FdwDirectSetProcessed));
 	direct->flags = REMOTE_WRITES;
-	if (residency_home_constraint(RelationGetRelid(state->ss.ss_currentRelation)))
+	if (residency_home_check_needed(state->ss.ss_currentRelation, plan->operation,
+									ExecGetUpdatedCols(state->resultRelInfo, state->ss.ps.state)))
 		direct->flags |= REMOTE_RESIDENT;
 	if (direct->has_returning)
 	{

@@ -14,7 +14,6 @@
 
 #include "lib/ilist.h"
 
-typedef struct FdwGroup FdwGroup;
 typedef struct FdwNode FdwNode;
 
 /* queues the node's requests and sets started; evaluates parameters, never waits */
@@ -30,9 +29,10 @@ struct FdwNode
 	RemoteTally *tally;			/* NULL unless somebody wants to see it */
 	FdwNodeStart start;
 	bool		started;
+	bool		starting;		/* its parameters are being evaluated */
 	bool		modifies;		/* direct UPDATE or DELETE */
 
-	/* who starts together, see fdw_start.c */
+	/* who starts together, see fdw_start_groups.c */
 	FdwGroup   *group;			/* NULL: only itself */
 	PlanState  *pruner;			/* Append or MergeAppend that may leave it out, or NULL */
 	int			pruner_index;	/* which of its children leads here */
@@ -65,7 +65,22 @@ extern PGresult *residency_node_wait(FdwNode *node, RemoteRequest *req);
 extern void residency_node_release(FdwNode *node);
 extern void residency_node_end(FdwNode *node);
 
+/* nodes that start together */
+struct FdwGroup
+{
+	List	   *nodes;			/* FdwNodes, in the plan's order */
+	List	   *lookups;		/* region lookups, as PlanStates */
+	bool		starting;
+
+	/* group of the whole statement: starts at the first call of its top node */
+	dlist_node	link;			/* while top is set, in a list of this backend */
+	PlanState  *top;
+	ExecProcNodeMtd top_function;	/* what the first call would have been */
+	MemoryContextCallback reset;
+};
+
 /* fdw_start.c */
+extern void residency_group_start_with(FdwGroup *group, PlanState *top);
 extern void residency_node_start(FdwNode *node);
 extern void residency_start_before_write(EState *estate, Oid serverid);
 extern bool residency_reads_again(EState *estate, Oid serverid);
@@ -91,6 +106,7 @@ extern TupleTableSlot *residency_modify_delete(FdwModify *modify, TupleTableSlot
 extern void residency_region_change_error(Oid relid) pg_attribute_noreturn();
 
 extern bool residency_home_constraint(Oid relid);
+extern bool residency_home_check_needed(Relation rel, CmdType operation, const Bitmapset *columns);
 
 /* fdw_direct.c */
 extern void residency_direct_routine(FdwRoutine *routine);

@@ -65,6 +65,36 @@ residency_home_constraint(Oid relid)
 	return rule != NULL && OidIsValid(rule->directory);
 }
 
+/*
+ * True if a write of this kind can break that foreign key: it makes rows, or assigns one of
+ * the columns (attnums offset by FirstLowInvalidHeapAttributeNumber), or a trigger at the
+ * home might.
+ */
+bool
+residency_home_check_needed(Relation rel, CmdType operation, const Bitmapset *columns)
+{
+	const TableRule *rule = residency_partition_rule(RelationGetRelid(rel));
+	Bitmapset  *names = NULL;
+	Oid			parent;
+
+	if (rule == NULL || !OidIsValid(rule->directory) || operation == CMD_DELETE)
+		return false;
+	if (operation != CMD_UPDATE || (rel->trigdesc != NULL && rel->trigdesc->trig_update_before_row))
+		return true;
+	parent = rule->relid;
+	names = bms_add_member(names, rule->region_attno);
+	for (int i = 0; i < rule->nkeys; i++)
+		names = bms_add_member(names, rule->keys[i]);
+	for (int attno = bms_next_member(names, -1); attno >= 0; attno = bms_next_member(names, attno))
+	{
+		AttrNumber	here = get_attnum(RelationGetRelid(rel), get_attname(parent, attno, false));
+
+		if (bms_is_member(here - FirstLowInvalidHeapAttributeNumber, columns))
+			return true;
+	}
+	return false;
+}
+
 /* row triggers run at the home only */
 static void
 clear_row_triggers(ResultRelInfo *rri)

@@ -18,6 +18,7 @@
 #include "fdw_modify.h"
 
 #include "access/htup_details.h"
+#include "access/sysattr.h"
 #include "access/xact.h"
 #include "catalog/pg_type.h"
 #include "executor/executor.h"
@@ -53,14 +54,18 @@ static void
 find_region_column(FdwModify *modify)
 {
 	const TableRule *rule = residency_partition_rule(RelationGetRelid(modify->rel));
+	Bitmapset  *columns = NULL;
 	Oid			parent;
 	AttrNumber	attno;
+	ListCell   *lc;
 
 	if (rule == NULL)
 		return;
 	parent = rule->relid;
 	attno = rule->region_attno;
-	if (residency_home_constraint(RelationGetRelid(modify->rel)))
+	foreach(lc, modify->targets)
+		columns = bms_add_member(columns, lfirst_int(lc) - FirstLowInvalidHeapAttributeNumber);
+	if (residency_home_check_needed(modify->rel, modify->operation, columns))
 		modify->flags |= REMOTE_RESIDENT;
 	modify->region_attno = get_attnum(RelationGetRelid(modify->rel),
 									  get_attname(parent, attno, false));

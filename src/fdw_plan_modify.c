@@ -32,7 +32,8 @@
 #include "utils/rel.h"
 
 /*
- * AddForeignUpdateTargets: rows are found again by ctid.  (The core adds the
+ * AddForeignUpdateTargets: rows are found again by ctid.  What a DELETE returns is taken
+ * from the row that was fetched, or each row would have to be awaited.  (The core adds the
  * whole row by itself where it needs it.)
  */
 static void
@@ -42,6 +43,9 @@ residencyAddForeignUpdateTargets(PlannerInfo *root, Index rtindex,
 	Var		   *ctid = makeVar(rtindex, SelfItemPointerAttributeNumber, TIDOID, -1, InvalidOid, 0);
 
 	add_row_identity_var(root, ctid, rtindex, "ctid");
+	if (root->parse->commandType == CMD_DELETE && root->parse->returningList != NIL)
+		add_row_identity_var(root, makeVar(rtindex, InvalidAttrNumber, RECORDOID, -1, InvalidOid, 0),
+							 rtindex, "wholerow");
 }
 
 /*

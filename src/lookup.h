@@ -123,7 +123,17 @@ typedef enum LookupOid
 /* called by residency.c */
 extern void residency_lookup_init(void);
 
-/* can a query's lookups still send something to a region? (fdw_start.c) */
+/*
+ * For groups of nodes that start together (fdw_start_groups.c): servers that a plan node may ask,
+ * NIL if it is no region lookup; the group of one that is; and asking for the first keys,
+ * which does not wait.
+ */
+extern List *residency_lookup_servers(PlanState *ps);
+extern FdwGroup *residency_lookup_group(PlanState *ps);
+extern void residency_lookup_set_group(PlanState *ps, FdwGroup *group);
+extern void residency_lookup_start(PlanState *ps);
+
+/* can a query's lookups still send something to a region, or, with InvalidOid, to any? */
 extern bool residency_lookup_reads(EState *estate, Oid serverid);
 
 /* lookup_match.c */

@@ -251,6 +251,57 @@ drop_batch(LookupState *state)
 	state->read_batches++;
 }
 
+/* the state of a plan node if it is a region lookup, else NULL */
+static LookupState *
+lookup_of(PlanState *ps)
+{
+	if (!IsA(ps, CustomScanState) ||
+		((CustomScanState *) ps)->methods != &residency_lookup_exec_methods)
+		return NULL;
+	return (LookupState *) ps;
+}
+
+/* servers that the lookup may ask, see lookup.h */
+List *
+residency_lookup_servers(PlanState *ps)
+{
+	LookupState *state = lookup_of(ps);
+	List	   *servers = NIL;
+
+	for (int i = 0; state != NULL && i < state->ntargets; i++)
+	{
+		if (i != state->local)
+			servers = lappend_oid(servers, state->targets[i].serverid);
+	}
+	return servers;
+}
+
+/* the group that the lookup starts with, or NULL */
+FdwGroup *
+residency_lookup_group(PlanState *ps)
+{
+	return lookup_of(ps)->group;
+}
+
+/* makes the lookup start with a group */
+void
+residency_lookup_set_group(PlanState *ps, FdwGroup *group)
+{
+	lookup_of(ps)->group = group;
+}
+
+/* asks for the first keys, unless that was done; does not wait */
+void
+residency_lookup_start(PlanState *ps)
+{
+	LookupState *state = lookup_of(ps);
+
+	if (ps->chgParam != NULL)
+		ExecReScan(ps);
+	if (state->live && !state->started && !state->exhausted && state->nbatches == 0)
+		add_batch(state);
+}
+
 /* the next batch is in place and complete; false if there is none */
 static bool
 next_batch(LookupState *state)
@@ -265,6 +316,8 @@ next_batch(LookupState *state)
 	else if (state->started)
 		return false;
 
+	if (!state->started && state->group != NULL)
+		residency_group_start(state->group);
 	/* all that may be on its way at once is asked for before anything is waited for */
 	if (!state->exhausted && state->nbatches == 0)
 		add_batch(state);

@@ -505,7 +505,7 @@ residency_lookup_live(LookupState *state)
 	MemoryContextRegisterResetCallback(state->css.ss.ps.state->es_query_cxt, &state->reset);
 }
 
-/* can a query's lookups still send something to a region? */
+/* can a query's lookups still send something to a region, or, with InvalidOid, to any? */
 bool
 residency_lookup_reads(EState *estate, Oid serverid)
 {
@@ -519,7 +519,7 @@ residency_lookup_reads(EState *estate, Oid serverid)
 			continue;
 		for (int i = 0; i < state->ntargets; i++)
 		{
-			if (state->targets[i].serverid == serverid)
+			if (!OidIsValid(serverid) || state->targets[i].serverid == serverid)
 				return true;
 		}
 	}

@@ -107,6 +107,7 @@ typedef struct LookupState
 {
 	CustomScanState css;		/* must be first */
 	dlist_node	link;			/* in the list of live nodes */
+	FdwGroup   *group;			/* starts together with it, or NULL */
 	bool		live;
 	MemoryContextCallback reset;
 

@@ -19,6 +19,8 @@
 #              backend is killed [0]
 #   conf       further lines for postgresql.conf
 #   dbname     [app]
+#   one_server the regions are databases of one server, each of its region's name: for many of
+#              them; nothing that concerns a whole server (stop, kill9, witness) makes sense then [0]
 #
 # Everyone connects to the servers as their superuser unless a test says otherwise.
 package Regions;
@@ -46,6 +48,7 @@ sub new
 	my $self = bless {
 		regions => $o{regions} // [qw(usa gbr aus)],
 		dbname => $o{dbname} // 'app',
+		one_server => $o{one_server},
 		delay => $o{delay} // 0,
 		ssl => $o{ssl},
 		nodes => {},
@@ -56,6 +59,13 @@ sub new
 	$deployments++;
 	foreach my $region (@{ $self->{regions} })
 	{
+		if ($self->{one_server} && $n++)
+		{
+			$self->{nodes}{$region} = $self->{nodes}{ $self->{regions}[0] };
+			$self->_create_database($region, %o);
+			next;
+		}
+
 		# directories and prepared names are made of a node's name: keep it plain
 		my $name = $region =~ /^[a-z]+$/ ? $region : 'region' . $n;
 		$name .= "_$deployments" if $deployments > 1;
@@ -66,13 +76,23 @@ sub new
 		$self->_configure($node, %o);
 		$node->start;
 		$self->{nodes}{$region} = $node;
-		$node->safe_psql('postgres', "CREATE DATABASE $self->{dbname} TEMPLATE template0 ENCODING 'UTF8' LC_COLLATE 'C' LC_CTYPE 'C'");
-		$node->safe_psql($self->{dbname}, 'CREATE EXTENSION residency') if $o{extension} // 1;
+		$self->_create_database($region, %o);
 	}
 	$self->{user} = $self->psql($self->{regions}[0], 'SELECT current_user');
 	$self->join if ($o{extension} // 1) && ($o{join} // 1);
 	$self->add_relay if $o{relay};
 	return $self;
+}
+
+# Makes the database of a region.
+sub _create_database
+{
+	my ($self, $region, %o) = @_;
+	my $name = $self->dbname($region);
+
+	$self->node($region)->safe_psql('postgres', 'CREATE DATABASE ' . identifier($name) . " TEMPLATE template0 ENCODING 'UTF8' LC_COLLATE 'C' LC_CTYPE 'C'");
+	$self->psql($region, 'CREATE EXTENSION residency') if $o{extension} // 1;
+	return;
 }
 
 # Writes postgresql.conf, pg_hba.conf and certificates of one server.
@@ -114,7 +134,7 @@ sub connection
 {
 	my ($self, $region) = @_;
 
-	return join(' ', 'host=127.0.0.1', 'port=' . $self->port($region), "dbname=$self->{dbname}",
+	return join(' ', 'host=127.0.0.1', 'port=' . $self->port($region), "dbname=" . $self->dbname($region),
 		# without it libpq asks for TLS first, at the cost of a round trip
 		$self->{ssl} ? 'sslmode=require' : 'sslmode=disable');
 }
@@ -164,7 +184,7 @@ sub relay { my ($self) = @_; return $self->{relay} // croak 'these regions have 
 sub regions { my ($self) = @_; return @{ $self->{regions} }; }
 sub node { my ($self, $region) = @_; return $self->{nodes}{$region} // croak "no region $region"; }
 sub port { my ($self, $region) = @_; return $self->node($region)->port; }
-sub dbname { my ($self) = @_; return $self->{dbname}; }
+sub dbname { my ($self, $region) = @_; return $self->{one_server} && $region ? $region : $self->{dbname}; }
 
 # Changes the delay between all regions, or between two, both ways of asking.
 sub delay
@@ -197,7 +217,7 @@ sub _links
 sub psql
 {
 	my ($self, $region, $sql, %o) = @_;
-	return $self->node($region)->safe_psql($self->{dbname}, $sql, %o);
+	return $self->node($region)->safe_psql($self->dbname($region), $sql, %o);
 }
 
 # The same, where an error may be what is looked for: (exit code, output, errors).
@@ -206,7 +226,7 @@ sub try
 {
 	my ($self, $region, $sql, %o) = @_;
 	my ($out, $err) = ('', '');
-	my $code = $self->node($region)->psql($self->{dbname}, $sql, stdout => \$out, stderr => \$err,
+	my $code = $self->node($region)->psql($self->dbname($region), $sql, stdout => \$out, stderr => \$err,
 		extra_params => [ '-v', 'VERBOSITY=verbose', @{ $o{extra_params} // [] } ], on_error_stop => 1, %o);
 
 	return ($code, $out, $err);
@@ -230,8 +250,8 @@ sub session
 	my ($self, $region, %o) = @_;
 	my @extra = @{ delete $o{extra_params} // [] };
 
-	push @extra, '-d', "host=127.0.0.1 port=$self->{client_port}{$region} dbname=$self->{dbname}" if delete $o{client};
-	return $self->node($region)->background_psql($self->{dbname}, extra_params => \@extra, %o);
+	push @extra, '-d', "host=127.0.0.1 port=$self->{client_port}{$region} dbname=" . $self->dbname($region) if delete $o{client};
+	return $self->node($region)->background_psql($self->dbname($region), extra_params => \@extra, %o);
 }
 
 # The session that round_trips uses in that region.
@@ -271,8 +291,8 @@ sub first_round_trips
 	local $ENV{PGSSLMODE} = 'disable';
 	local $ENV{PGGSSENCMODE} = 'disable';
 	my ($trips, $ms) = $self->relay->waited(sub {
-		$code = $self->node($region)->psql($self->{dbname}, undef, stdout => \$out, stderr => \$err,
-			connstr => "host=127.0.0.1 port=$self->{client_port}{$region} dbname=$self->{dbname}",
+		$code = $self->node($region)->psql($self->dbname($region), undef, stdout => \$out, stderr => \$err,
+			connstr => "host=127.0.0.1 port=$self->{client_port}{$region} dbname=" . $self->dbname($region),
 			extra_params => [ '-c', $sql ]);
 	});
 	croak "first_round_trips: $err" if $code;
@@ -283,7 +303,7 @@ sub first_round_trips
 sub poll
 {
 	my ($self, $region, $sql, $expected) = @_;
-	return $self->node($region)->poll_query_until($self->{dbname}, $sql, $expected // 't');
+	return $self->node($region)->poll_query_until($self->dbname($region), $sql, $expected // 't');
 }
 
 # What the regions answer to a query if they do not agree, else the empty string.
