@@ -12,6 +12,8 @@
 #include "fdw_plan.h"
 
 #include "nodes/makefuncs.h"
+#include "nodes/nodeFuncs.h"
+#include "optimizer/clauses.h"
 #include "optimizer/cost.h"
 #include "optimizer/optimizer.h"
 #include "optimizer/pathnode.h"
@@ -87,6 +89,19 @@ describe(PlannerInfo *root, const FdwQuery *query)
 }
 
 /*
+ * The expression that a column of the answer stands for.  What has no columns and no aggregates is sent
+ * there as a parameter: if it were named here, the planner would take the column of the answer for the
+ * parameter, which is needed before there is any answer.  It is computed above, of the same values.
+ */
+static Expr *
+answered_expr(Node *expr)
+{
+	if (contain_var_clause(expr) || contain_agg_clause(expr))
+		return copyObject((Expr *) expr);
+	return (Expr *) makeNullConst(exprType(expr), exprTypmod(expr), exprCollation(expr));
+}
+
+/*
  * residency_plan_query makes the plan node.
  */
 ForeignScan *
@@ -103,8 +118,7 @@ residency_plan_query(PlannerInfo *root, ForeignPath *path, FdwQuery *query, List
 	{
 		int			n = foreach_current_index(lc) + 1;
 
-		scan_tlist = lappend(scan_tlist,
-							 makeTargetEntry((Expr *) copyObject(lfirst(lc)), n, NULL, false));
+		scan_tlist = lappend(scan_tlist, makeTargetEntry(answered_expr(lfirst(lc)), n, NULL, false));
 		attrs = lappend_int(attrs, n);
 	}
 	initStringInfo(&sql);

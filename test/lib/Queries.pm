@@ -77,16 +77,11 @@ sub prepared
 
 	$self->{expr}{params} = [];
 	my ($sql, $ordered) = $self->query;
-	my @classes = @{ delete $self->{expr}{params} };
-	my $types = @classes ? '(' . join(', ', map { $QueryTables::CLASSES{$_}[0] } @classes) . ')' : '';
-	my @lines = ("S$g PREPARE p$types AS $sql");
+	my @params = @{ delete $self->{expr}{params} };
+	my @lines = ("S$g PREPARE p" . (@params ? $self->{expr}->parameter_types(@params) : '') . " AS $sql");
 
-	foreach (1 .. 7)
-	{
-		my $values = @classes ? '(' . join(', ', map { $self->{tables}->literal($_, 0.1) } @classes) . ')' : '';
-		push @lines, ($ordered ? 'O' : 'S') . "$g EXECUTE p$values";
-	}
-	push @lines, "E$g EXECUTE p" . (@classes ? '(' . join(', ', map { $self->{tables}->literal($_) } @classes) . ')' : '');
+	push @lines, ($ordered ? 'O' : 'S') . "$g EXECUTE p" . (@params ? $self->{expr}->parameter_values(@params) : '') foreach 1 .. 7;
+	push @lines, "E$g EXECUTE p" . (@params ? $self->{expr}->parameter_values(@params) : '');
 	return (@lines, "X$g DEALLOCATE ALL");
 }
 
@@ -123,17 +118,17 @@ sub function
 
 	$self->{expr}{params} = [];
 	my ($sql, $ordered) = $self->query;
-	my @classes = @{ delete $self->{expr}{params} };
-	my $arguments = join(', ', map { $QueryTables::CLASSES{$_}[0] } @classes);
+	my @params = @{ delete $self->{expr}{params} };
+	my $arguments = $self->{expr}->parameter_types(@params);
 	my $body = $r->pick(
 		"BEGIN RETURN QUERY SELECT x::text FROM ($sql) x; END",
 		"DECLARE x record; BEGIN FOR x IN $sql LOOP RETURN NEXT x::text; END LOOP; END",
 		"DECLARE x record; BEGIN BEGIN FOR x IN $sql LOOP RETURN NEXT x::text; END LOOP; EXCEPTION WHEN division_by_zero THEN NULL; END; END");
-	my @lines = ("S$g CREATE OR REPLACE FUNCTION pg_temp.f($arguments) RETURNS SETOF text LANGUAGE plpgsql AS \$f\$ $body \$f\$");
+	my @lines = ("S$g CREATE OR REPLACE FUNCTION pg_temp.f$arguments RETURNS SETOF text LANGUAGE plpgsql AS \$f\$ $body \$f\$");
 
 	unshift @lines, "S$g SET default_transaction_read_only = off";
-	push @lines, "S$g SELECT * FROM pg_temp.f(" . join(', ', map { $self->{tables}->literal($_, 0.1) } @classes) . ')' foreach 1 .. $n;
-	return (@lines, "X$g DROP FUNCTION pg_temp.f($arguments)");
+	push @lines, "S$g SELECT * FROM pg_temp.f" . $self->{expr}->parameter_values(@params) foreach 1 .. $n;
+	return (@lines, "X$g DROP FUNCTION pg_temp.f$arguments");
 }
 
 # A query; and whether its rows come in one order only
@@ -146,6 +141,7 @@ sub query
 	return ($self->cte, 0) if $what < 32;
 	return ($self->set_operation, 0) if $what < 40;
 	return ($self->failing, 0) if $what < 42;
+	return ($self->with_ties, 0) if $what < 45;
 	return ($self->select->{sql}, 0);
 }
 
@@ -189,6 +185,20 @@ sub top_n
 	return 'SELECT ' . join(', ', $self->named(@out)) . " FROM $from->{from}$where ORDER BY " . join(', ', @order) . $self->limit;
 }
 
+# The first rows, and all that are equal to the last one
+sub with_ties
+{
+	my ($self) = @_;
+	my $r = $self->{random};
+	my $from = $self->from(items => $r->pick(1, 1, 2));
+	my @columns = grep { $QueryTables::CLASSES{ $_->{class} }[1] } @{ $from->{scope} };
+	my ($out) = $self->targets($from->{scope}, 2);
+	my $where = $self->where($from->{scope}, 0.5);
+
+	return 'SELECT ' . join(', ', $self->named(@$out)) . " FROM $from->{from}$where ORDER BY " . (@columns ? $r->pick(@columns)->{sql} . $self->direction : '1')
+	  . ' FETCH FIRST ' . $r->pick(1, 3, 8) . ' ROWS WITH TIES';
+}
+
 # Expressions of a target list, named
 sub named { my ($self, @out) = @_; my $n = 0; return map { "$_ AS c" . ++$n } @out; }
 
@@ -223,6 +233,12 @@ sub targets
 		my $class = $r->chance(0.8) && @$scope ? $r->pick(@$scope)->{class} : $r->pick(QueryExpr::keys_of_classes());
 
 		$class = 'int' if $o{strict} && !$QueryTables::CLASSES{$class}[1];
+		if (!$o{strict} && $r->chance(0.03) && @$scope && $r->pick(@$scope)->{sql} =~ /^(t\d+)\./)
+		{
+			push @classes, 'txt';
+			push @sql, $r->pick($1, "$1::text", "row_to_json($1)::text", "($1 IS NULL)");
+			next;
+		}
 		push @classes, $class;
 		push @sql, $self->{expr}->expr($class, $scope, $r->pick(0, 0, 1, 2));
 	}
@@ -527,22 +543,28 @@ sub join_condition
 # A lateral subquery or function that depends on what stands before it
 sub lateral
 {
-	my ($self, $sql, @scope) = @_;
+	my ($self, $before, @scope) = @_;
 	my $r = $self->{random};
 	my $alias = $self->alias;
 	my ($number) = grep { $_->{class} eq 'int' } @scope;
 
 	if ($number && $r->chance(0.3))
 	{
-		return ("$sql, g.events_of($number->{sql}) $alias", @scope, { sql => "$alias.no", class => 'int' }, { sql => "$alias.kind", class => 'txt', domain => 'kind' });
+		return ("$before, g.events_of($number->{sql}) $alias", @scope, { sql => "$alias.no", class => 'int' }, { sql => "$alias.kind", class => 'txt', domain => 'kind' });
 	}
 	my $sub = $self->subquery_source(\@scope, 1);
 	my @columns = grep { $QueryTables::CLASSES{ $_->{class} }[1] } @{ $sub->{scope} };
 	my ($x, $y) = $r->some(2, @columns);
 	$y //= $x;
+	if ($r->chance(0.35))
+	{
+		my ($sql, $class) = $self->aggregate_call($sub->{scope}, strict => 1);
+		return ("$before " . $r->pick('LEFT JOIN', 'JOIN') . " LATERAL (SELECT count(*) AS l1, $sql AS l2 FROM $sub->{from}$sub->{where}) $alias ON true",
+			@scope, { sql => "$alias.l1", class => 'big', domain => 'person' }, { sql => "$alias.l2", class => $class });
+	}
 	my $tail = @{ $sub->{key} } ? ' ORDER BY ' . join(', ', @{ $sub->{key} }) . ' LIMIT ' . $r->pick(1, 2, 3) : '';
 
-	return ("$sql " . $r->pick('LEFT JOIN', 'JOIN') . " LATERAL (SELECT $x->{sql} AS l1, $y->{sql} AS l2 FROM $sub->{from}$sub->{where}$tail) $alias ON true",
+	return ("$before " . $r->pick('LEFT JOIN', 'JOIN') . " LATERAL (SELECT $x->{sql} AS l1, $y->{sql} AS l2 FROM $sub->{from}$sub->{where}$tail) $alias ON true",
 		@scope, { sql => "$alias.l1", class => $x->{class} }, { sql => "$alias.l2", class => $y->{class} });
 }
 

@@ -4,8 +4,8 @@
 # since the order in which conditions are checked is the planner's business; errors have
 # statements of their own.  Numbers stay small, and floats are sums of powers of two, exact in any order.
 #
-# Inside a prepared statement some literals become parameters: then "params" is a list, and each
-# entry holds the class of a parameter.
+# Inside a prepared statement some literals become parameters: then "params" is a list of them, each
+# with the class and the domain of its values.
 package QueryExpr;
 
 use strict;
@@ -23,14 +23,37 @@ sub new
 sub literal
 {
 	my ($self, $class, $null) = @_;
+	return $self->parameter($class) // $self->{tables}->literal($class, $null);
+}
+
+# A new parameter, if this is a prepared statement, in about half of the cases
+sub parameter
+{
+	my ($self, $class, $domain) = @_;
+
+	return unless $self->{params} && @{ $self->{params} } < 6 && $self->{random}->chance(0.55);
+	push @{ $self->{params} }, { class => $class, domain => $domain };
+	return '$' . scalar @{ $self->{params} };
+}
+
+# Types of parameters, and values for them, in parentheses
+sub parameter_types
+{
+	my ($self, @params) = @_;
+	return '(' . join(', ', map { $QueryTables::CLASSES{ $_->{class} }[0] } @params) . ')';
+}
+
+sub parameter_values
+{
+	my ($self, @params) = @_;
 	my $r = $self->{random};
 
-	if ($self->{params} && @{ $self->{params} } < 6 && $r->chance(0.55))
-	{
-		push @{ $self->{params} }, $class;
-		return '$' . scalar @{ $self->{params} };
-	}
-	return $self->{tables}->literal($class, $null);
+	return '(' . join(', ', map {
+		my $p = $_;
+		!$p->{domain} ? $self->{tables}->literal($p->{class}, 0.1)
+		  : $p->{class} eq 'iarr' ? "'{" . join(',', map { $r->pick(1 .. 95, 'NULL') } 1 .. $r->below(6)) . "}'::int[]"
+		  : $r->chance(0.1) ? "NULL::$QueryTables::CLASSES{ $p->{class} }[0]" : $self->{tables}->_value($p->{class}, $p->{domain});
+	} @params) . ')';
 }
 
 # Columns in scope of these classes
@@ -61,10 +84,10 @@ my %FORMS = (
 	num => [ '(%num + %num)', '(%num - %num)', 'round(%num * 2, 2)', '(%int + 0.25)', 'abs(%num)', 'round(%lnum, 2)', 'greatest(%num, %num)' ],
 	lnum => [ '(%lnum * %num)', '(%num / 4)', '(%lnum + %int)', 'trunc(%lnum, 1)', '(%int / 8.0)', '(%json -> %txt IS NOT NULL)::int::numeric' ],
 	flt => [ '(%flt + %flt)', '(%flt * 0.5)', '%int::float8', 'abs(%flt)', 'greatest(%flt, %flt)', 'sqrt(abs(%int))', 'floor(%flt)' ],
-	txt => [ '(%txt || %txt)', 'upper(%txt)', 'lower(%txt)', 'substr(%txt, 1, 2)', '%int::text', '%mood::text', 'trim(%txt)', 'left(%txt, 3)', 'replace(%txt, %txt, %txt)',
+	txt => [ '(%txt || %txt)', 'upper(%txt)', 'lower(%txt)', 'substr(%txt, 1, 2)', '%int::text', '%mood::text', 'trim(%txt)', '%chr::text', 'left(%txt, 3)', 'replace(%txt, %txt, %txt)',
 		'concat(%txt, %int)', 'md5(%txt)', 'reverse(%txt)', 'lpad(%txt, 4, %txt)', "split_part(%txt, 'a', 1)", '%date::text', "to_char(%tstz, 'HH24:MI')", '(%json ->> %txt)', 'array_to_string(%tarr, %txt)',
 		"concat_ws('-', %txt, %txt)", '%big::text', '(%txt || %num)', 'initcap(%txt)', 'repeat(%txt, 2)', '(%tarr)[1]', "format('%%s/%%L', %txt, %txt)", "overlay(%txt PLACING 'Q' FROM 1)" ],
-	ctxt => [],
+	ctxt => [], chr => [],
 	bool => [],
 	date => [ '(%date + %int)', '%ts::date', '%tstz::date', 'greatest(%date, %date)', '(%date - 1)' ],
 	ts => [ "date_trunc('month', %ts)", "(%ts + interval '1 day')", '%date::timestamp', "(%tstz AT TIME ZONE 'UTC')" ],
@@ -125,7 +148,7 @@ my @SPECIAL = ('%txt LIKE %txt', "%txt LIKE '%%a%%'", "%txt NOT LIKE 'a_'", "%tx
 	'(%bool) IS NOT FALSE', '(%int, %txt) = (%int, %txt)', '(%int, %int) < (%int, %int)', '(%int, %txt) IN ((1, %txt), (%int, \'a\'))', '%json ? \'a\'', "%json \@> '{\"a\": 1}'", "%json ->> 'b' = %txt",
 	'%iarr @> ARRAY[%int]', '%iarr && %iarr', '%int = ANY (%iarr)', '%txt = ANY (%tarr)', "%txt <> ALL (%tarr)", '%int = %big', '%num > %int', '%lnum >= %num', '%flt < %int', '%ts < %date', '%tstz > %date',
 	'%ts <= %tstz', 'starts_with(%txt, %txt)', "extract(month FROM %date) = 3", "%date < current_date", '%tstz < now()', 'length(%txt) > 1', 'upper(%txt) = %txt', 'num_nonnulls(%txt, %int) = 2',
-	'%txt COLLATE "C" < %txt', '%ctxt COLLATE "C" > %txt', '%ctxt < \'b\'', '%ctxt = %ctxt', '%ctxt LIKE \'%%e%%\'', 'g.half(%int) = 1', 'isfinite(%date)', 'coalesce(%bool, false)', 'TRUE', 'FALSE', 'NULL::bool', '%int % 2 = 0', '%bytea > %bytea',
+	'%txt COLLATE "C" < %txt', '%ctxt COLLATE "C" > %txt', '%ctxt < \'b\'', "%chr = 'a'", '%chr < %txt', '%chr LIKE \'a%%\'', '%ctxt = %ctxt', '%ctxt LIKE \'%%e%%\'', 'g.half(%int) = 1', 'isfinite(%date)', 'coalesce(%bool, false)', 'TRUE', 'FALSE', 'NULL::bool', '%int % 2 = 0', '%bytea > %bytea',
 	'%mood >= %mood', "%iv > interval '1 day'", "(%tstz AT TIME ZONE 'Europe/London')::date = %date");
 
 # A condition
@@ -175,6 +198,9 @@ sub key_condition
 	my @columns = grep { ($_->{domain} // '') =~ /^(?:person|bank|kind|region)$/ } @$scope;
 	my $column = @columns ? $r->pick(@columns) : return;
 	my @values = map { $self->key_literal($column) } 1 .. 1 + $r->below(7);
+	my $array = $column->{domain} eq 'person' && $r->chance(0.3) ? $self->parameter('iarr', 'person') : undef;
+
+	return "($column->{sql} = ANY ($array))" if $array;
 
 	return "($column->{sql} = $values[0])" if $r->chance(0.45);
 	return "($column->{sql} IN (" . join(', ', @values) . '))' if $r->chance(0.4);
@@ -190,7 +216,7 @@ sub key_literal
 	my ($self, $column) = @_;
 	my $r = $self->{random};
 
-	return $self->literal($column->{class}, 0.5) if $r->chance(0.15);
+	return $self->parameter($column->{class}, $column->{domain}) // $self->literal($column->{class}, 0.5) if $r->chance($self->{params} ? 0.5 : 0.15);
 	return 'NULL' if $r->chance(0.04);
 	return 1 + $r->below(95) if $column->{domain} eq 'person';
 	return 1 + $r->below(3) if $column->{domain} eq 'bank';

@@ -6,7 +6,7 @@
 #
 # A column has a class, which is a type as far as expressions are concerned.  Of most classes, values
 # that are equal print alike; DISTINCT, GROUP BY and the like may pick any of
-# several equal values, so columns of other classes (loose: lnum) are kept away from them.
+# several equal values, so columns of other classes (loose: lnum, chr) are kept away from them.
 # Columns of one domain of numbers can be joined; keys tell the rows of a table apart.
 package QueryTables;
 
@@ -17,7 +17,7 @@ our @REGIONS = qw(usa gbr aus);
 
 # class => [type for parameters and casts, may rows be sorted and grouped by it]
 our %CLASSES = (
-	int => [ 'int', 1 ], big => [ 'bigint', 1 ], num => [ 'numeric', 1 ], lnum => [ 'numeric', 0 ], flt => [ 'float8', 1 ],
+	int => [ 'int', 1 ], big => [ 'bigint', 1 ], num => [ 'numeric', 1 ], lnum => [ 'numeric', 0 ], flt => [ 'float8', 1 ], chr => [ 'bpchar', 0 ],
 	txt => [ 'text', 1 ], ctxt => [ 'text', 1 ], bool => [ 'bool', 1 ], date => [ 'date', 1 ], ts => [ 'timestamp', 1 ],
 	tstz => [ 'timestamptz', 1 ], iv => [ 'interval', 1 ], mood => [ 'g.mood', 1 ], uuid => [ 'uuid', 1 ], bytea => [ 'bytea', 1 ],
 	time => [ 'time', 1 ], json => [ 'jsonb', 1 ], iarr => [ 'int[]', 1 ], tarr => [ 'text[]', 1 ]);
@@ -47,11 +47,11 @@ our %TABLES = (
 	balance => {
 		kind => 'resident', key => [qw(bank no)], directory => 'account', owner => [qw(bank no)], rows => 34,
 		columns => [ [qw(bank smallint int bank)], [qw(no int int person)], [ 'region', 'text NOT NULL', 'txt', 'region' ], [qw(cents bigint big)],
-			[qw(rate numeric lnum)], [qw(cur char(4) txt)] ] },
+			[qw(rate numeric lnum)], [ 'cur', 'char(4)', 'chr' ] ] },
 	wide => {
 		kind => 'resident', key => ['id'], owner => ['id'], rows => 60,
 		columns => [ [qw(id int int person)], [ 'region', 'text NOT NULL', 'txt', 'region' ], [qw(i2 smallint int)], [qw(i8 bigint big)], [qw(n numeric lnum)],
-			[qw(f4 real flt)], [qw(vc varchar(12) txt)], [qw(ch char(5) txt)], [qw(b bool bool)], [qw(ts timestamp ts)], [qw(tz timestamptz tstz)],
+			[qw(f4 real flt)], [qw(vc varchar(12) txt)], [ 'ch', 'char(5)', 'chr' ], [qw(b bool bool)], [qw(ts timestamp ts)], [qw(tz timestamptz tstz)],
 			[qw(iv interval iv)], [qw(u uuid uuid)], [qw(by bytea bytea)], [qw(j jsonb json)], [qw(ia int[] iarr)], [qw(ta text[] tarr)],
 			[qw(m g.mood mood)], [qw(dom g.small int)], [qw(dt date date)], [qw(tm time time)] ] },
 	here => {
@@ -128,7 +128,7 @@ sub _value
 	return sprintf('%.2f', $r->pick(-4 .. 12) * 0.25 + $r->pick(0, 0, 0, 0.01, 100)) if $class eq 'num';
 	return $r->pick(qw(1 1.0 1.00 2.5 2.50 -3 0.125 1e3 100.10)) if $class eq 'lnum';
 	return $r->pick(qw(0 0.25 0.5 -1.75 2 3.5 100 1024.125), $r->chance(0.3) ? qw('NaN' 'Infinity' '-Infinity') : ()) if $class eq 'flt';
-	return "'" . $r->pick('', 'a', 'A', 'b', 'ab', 'aB', 'Zed', 'zed', 'ä', 'x_y', '10%', 'mail', 'usa', 'a b', "it''s") . "'" if $class eq 'txt' || $class eq 'ctxt';
+	return "'" . $r->pick('', 'a', 'A', 'b', 'ab', 'aB', 'Zed', 'zed', 'ä', 'x_y', '10%', 'mail', 'usa', 'a b', "it''s") . "'" if $class =~ /^(?:txt|ctxt|chr)$/;
 	return $r->pick(qw(true false)) if $class eq 'bool';
 	return sprintf("'2024-%02d-%02d'", $r->pick(1, 2, 3, 12), $r->pick(1, 28, 29, 15)) if $class eq 'date' && $r->chance(0.95);
 	return $r->pick("'infinity'", "'1999-12-31'") if $class eq 'date';

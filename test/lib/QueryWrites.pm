@@ -416,12 +416,12 @@ sub prepared_write
 
 	$self->{expr}{params} = [];
 	my $sql = $r->pick($self->update, $self->delete, $self->update_from);
-	my @classes = @{ delete $self->{expr}{params} };
-	my $types = @classes ? '(' . join(', ', map { $QueryTables::CLASSES{$_}[0] } @classes) . ')' : '';
+	my @params = @{ delete $self->{expr}{params} };
+	my $types = @params ? $self->{expr}->parameter_types(@params) : '';
 	my $name = 'w' . $self->{serial}++;
 
 	# parameters are counted over all that were drawn, and all are declared
-	return ("S$g PREPARE $name$types AS $sql", (map { "S$g EXECUTE $name" . (@classes ? '(' . join(', ', map { $self->{tables}->literal($_, 0.1) } @classes) . ')' : '') } 1 .. 3), "S$g DEALLOCATE $name");
+	return ("S$g PREPARE $name$types AS $sql", (map { "S$g EXECUTE $name" . (@params ? $self->{expr}->parameter_values(@params) : '') } 1 .. 3), "S$g DEALLOCATE $name");
 }
 
 # SELECT with row locks

@@ -12,6 +12,10 @@ my @cases = (
 	'a lookup that asks again beside parallel workers' => [
 		'G0 SET parallel_setup_cost = 0; SET parallel_tuple_cost = 0; SET min_parallel_table_scan_size = 0',
 		'S0 SELECT h.k, d.name, e.amount FROM g.detail d RIGHT JOIN g.here h ON d.id = h.person JOIN g.event e ON h.k = e.id' ],
+	'a value computed here among the columns of DISTINCT at the homes (crashed)' => [
+		"S1 SELECT DISTINCT t1.bank, 'sad'::g.mood::text AS m, t1.no FROM g.balance t1",
+		"S1 SELECT t1.region, current_date - date '1999-01-01' > 5 AS late, count(*) FROM g.detail t1 GROUP BY 1, 2",
+		"S1 SELECT 'sad'::g.mood::text AS m, count(*) FROM g.detail t1 WHERE region = 'usa' GROUP BY 1 HAVING 'sad'::g.mood::text > 'a'" ],
 	'a directory row written twice in a transaction' => [
 		'S0 BEGIN', "S0 UPDATE g.person SET since = '2024-03-29' WHERE id = 5", "S0 UPDATE g.person SET since = '2024-03-30' WHERE id = 5",
 		'S0 INSERT INTO g.account VALUES (3, 500, \'gbr\')', 'S0 UPDATE g.account SET opened = \'2024-03-29\' WHERE no > 30', 'S0 DELETE FROM g.account WHERE no = 500',
