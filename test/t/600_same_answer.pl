@@ -33,7 +33,7 @@ my %nodes = %{ $outcome->{nodes} // {} };
 diag(join(', ', map { "$_ $nodes{$_}" } sort { $nodes{$b} <=> $nodes{$a} || $a cmp $b } keys %nodes));
 if (@numbers >= 5000)
 {
-	my %times = ('Foreign Scan' => 2000, 'Custom Scan (Region Lookup)' => 200, Append => 1000, 'Merge Append' => 100, 'Hash Join' => 200, 'Nested Loop' => 100, 'Merge Join' => 20,
+	my %times = ('Foreign Scan' => 2000, 'Custom Scan (Region Lookup)' => 200, 'Custom Scan (Region Aggregate)' => 50, Append => 1000, 'Merge Append' => 100, 'Hash Join' => 200, 'Nested Loop' => 100, 'Merge Join' => 20,
 		'Nested Loop Left Join' => 50, 'Hash Left Join' => 50, 'Hash Right Join' => 50, 'Hash Full Join' => 30, 'Hash Semi Join' => 8, 'Hash Anti Join' => 8, 'Nested Loop Semi Join' => 10, 'Nested Loop Anti Join' => 5,
 		Aggregate => 100, GroupAggregate => 100, HashAggregate => 50, Unique => 50, WindowAgg => 50, Limit => 200, 'Recursive Union' => 30, 'CTE Scan' => 50, Gather => 20, Memoize => 10);
 
