@@ -306,7 +306,10 @@ sub aggregate
 	my $groups = $r->pick(0, 0, 1, 1, 1, 2);
 	my (@groups, @out, @classes);
 	my @candidates = grep { $QueryTables::CLASSES{ $_->{class} }[1] } @{ $from->{scope} };
+	my @loose = grep { !$QueryTables::CLASSES{ $_->{class} }[1] } @{ $from->{scope} };
 
+	# equal values that print differently may be grouped by, but which one is shown is open
+	push @groups, $r->pick(@loose)->{sql} if @loose && $r->chance(0.15);
 	$groups = $n if $groups > $n;
 	foreach my $column ($r->some($groups, (grep { ($_->{domain} // '') eq 'region' } @candidates) x ($r->chance(0.4) ? 3 : 0), @candidates))
 	{

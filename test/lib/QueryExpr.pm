@@ -87,7 +87,7 @@ my %FORMS = (
 	txt => [ '(%txt || %txt)', 'upper(%txt)', 'lower(%txt)', 'substr(%txt, 1, 2)', '%int::text', '%mood::text', 'trim(%txt)', '%chr::text', 'left(%txt, 3)', 'replace(%txt, %txt, %txt)',
 		'concat(%txt, %int)', 'md5(%txt)', 'reverse(%txt)', 'lpad(%txt, 4, %txt)', "split_part(%txt, 'a', 1)", '%date::text', "to_char(%tstz, 'HH24:MI')", '(%json ->> %txt)', 'array_to_string(%tarr, %txt)',
 		"concat_ws('-', %txt, %txt)", '%big::text', '(%txt || %num)', 'initcap(%txt)', 'repeat(%txt, 2)', '(%tarr)[1]', "format('%%s/%%L', %txt, %txt)", "overlay(%txt PLACING 'Q' FROM 1)" ],
-	ctxt => [], chr => [],
+	ctxt => [], chr => [], ci => [],
 	bool => [],
 	date => [ '(%date + %int)', '%ts::date', '%tstz::date', 'greatest(%date, %date)', '(%date - 1)' ],
 	ts => [ "date_trunc('month', %ts)", "(%ts + interval '1 day')", '%date::timestamp', "(%tstz AT TIME ZONE 'UTC')" ],
@@ -148,7 +148,7 @@ my @SPECIAL = ('%txt LIKE %txt', "%txt LIKE '%%a%%'", "%txt NOT LIKE 'a_'", "%tx
 	'(%bool) IS NOT FALSE', '(%int, %txt) = (%int, %txt)', '(%int, %int) < (%int, %int)', '(%int, %txt) IN ((1, %txt), (%int, \'a\'))', '%json ? \'a\'', "%json \@> '{\"a\": 1}'", "%json ->> 'b' = %txt",
 	'%iarr @> ARRAY[%int]', '%iarr && %iarr', '%int = ANY (%iarr)', '%txt = ANY (%tarr)', "%txt <> ALL (%tarr)", '%int = %big', '%num > %int', '%lnum >= %num', '%flt < %int', '%ts < %date', '%tstz > %date',
 	'%ts <= %tstz', 'starts_with(%txt, %txt)', "extract(month FROM %date) = 3", "%date < current_date", '%tstz < now()', 'length(%txt) > 1', 'upper(%txt) = %txt', 'num_nonnulls(%txt, %int) = 2',
-	'%txt COLLATE "C" < %txt', '%ctxt COLLATE "C" > %txt', '%ctxt < \'b\'', "%chr = 'a'", '%chr < %txt', '%chr LIKE \'a%%\'', '%ctxt = %ctxt', '%ctxt LIKE \'%%e%%\'', 'g.half(%int) = 1', 'isfinite(%date)', 'coalesce(%bool, false)', 'TRUE', 'FALSE', 'NULL::bool', '%int % 2 = 0', '%bytea > %bytea',
+	'%txt COLLATE "C" < %txt', '%ctxt COLLATE "C" > %txt', '%ctxt < \'b\'', "%chr = 'a'", "%ci = 'ab'", '%ci = %ci', "%ci IN ('a', 'zed')", '%ci COLLATE "C" = %txt', "%ci > 'aB'", '%chr < %txt', '%chr LIKE \'a%%\'', '%ctxt = %ctxt', '%ctxt LIKE \'%%e%%\'', 'g.half(%int) = 1', 'isfinite(%date)', 'coalesce(%bool, false)', 'TRUE', 'FALSE', 'NULL::bool', '%int % 2 = 0', '%bytea > %bytea',
 	'%mood >= %mood', "%iv > interval '1 day'", "(%tstz AT TIME ZONE 'Europe/London')::date = %date");
 
 # A condition

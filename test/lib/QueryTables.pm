@@ -6,7 +6,7 @@
 #
 # A column has a class, which is a type as far as expressions are concerned.  Of most classes, values
 # that are equal print alike; DISTINCT, GROUP BY and the like may pick any of
-# several equal values, so columns of other classes (loose: lnum, chr) are kept away from them.
+# several equal values, so columns of other classes (loose: lnum, chr, ci) are kept away from them.
 # Columns of one domain of numbers can be joined; keys tell the rows of a table apart.
 package QueryTables;
 
@@ -17,7 +17,7 @@ our @REGIONS = qw(usa gbr aus);
 
 # class => [type for parameters and casts, may rows be sorted and grouped by it]
 our %CLASSES = (
-	int => [ 'int', 1 ], big => [ 'bigint', 1 ], num => [ 'numeric', 1 ], lnum => [ 'numeric', 0 ], flt => [ 'float8', 1 ], chr => [ 'bpchar', 0 ],
+	int => [ 'int', 1 ], big => [ 'bigint', 1 ], num => [ 'numeric', 1 ], lnum => [ 'numeric', 0 ], flt => [ 'float8', 1 ], chr => [ 'bpchar', 0 ], ci => [ 'text', 0 ],
 	txt => [ 'text', 1 ], ctxt => [ 'text', 1 ], bool => [ 'bool', 1 ], date => [ 'date', 1 ], ts => [ 'timestamp', 1 ],
 	tstz => [ 'timestamptz', 1 ], iv => [ 'interval', 1 ], mood => [ 'g.mood', 1 ], uuid => [ 'uuid', 1 ], bytea => [ 'bytea', 1 ],
 	time => [ 'time', 1 ], json => [ 'jsonb', 1 ], iarr => [ 'int[]', 1 ], tarr => [ 'text[]', 1 ]);
@@ -38,7 +38,7 @@ our %TABLES = (
 	detail => {
 		kind => 'resident', key => ['id'], directory => 'person', owner => ['id'], rows => 70,
 		columns => [ [qw(id int int person)], [ 'region', 'text NOT NULL', 'txt', 'region' ], [qw(name text txt)],
-			[ 'cname', 'text COLLATE "en-x-icu"', 'ctxt' ], [ 'score', 'numeric(8,2)', 'num' ], [qw(f float8 flt)], [qw(born date date)],
+			[ 'cname', 'text COLLATE "en-x-icu"', 'ctxt' ], [ 'score', 'numeric(8,2)', 'num' ], [ 'alias', 'text COLLATE g.ci', 'ci' ], [qw(f float8 flt)], [qw(born date date)],
 			[qw(mood g.mood mood)], [qw(ok bool bool)], [qw(boss int int person)] ] },
 	event => {
 		kind => 'resident', key => [qw(id no)], directory => 'person', owner => ['id'], rows => 160,
@@ -73,9 +73,20 @@ my $types = q{
 	CREATE SCHEMA g;
 	CREATE TYPE g.mood AS ENUM ('sad', 'ok', 'happy');
 	CREATE DOMAIN g.small AS int CHECK (VALUE BETWEEN -1000 AND 1000);
+	CREATE COLLATION g.ci (provider = icu, locale = 'und-u-ks-level2', deterministic = false);
+	CREATE FUNCTION g.keep() RETURNS trigger LANGUAGE plpgsql AS $f$
+		BEGIN
+			IF NEW.cents BETWEEN 40 AND 43 THEN RETURN NULL; END IF;
+			NEW.cents := greatest(NEW.cents, 0);
+			RETURN NEW;
+		END $f$;
 };
 my $checks = q{
 	ALTER TABLE g.detail ADD CONSTRAINT detail_score CHECK (score < 5000);
+	ALTER TABLE g.detail DROP COLUMN gone;
+	ALTER TABLE g.wide DROP COLUMN gone;
+	ALTER TABLE g.person DROP COLUMN gone;
+	CREATE TRIGGER keep BEFORE INSERT OR UPDATE ON g.balance FOR EACH ROW EXECUTE FUNCTION g.keep();
 	ALTER TABLE g.event ALTER amount SET DEFAULT 7, ALTER kind SET DEFAULT 'mail';
 };
 my $objects = q{
@@ -128,7 +139,7 @@ sub _value
 	return sprintf('%.2f', $r->pick(-4 .. 12) * 0.25 + $r->pick(0, 0, 0, 0.01, 100)) if $class eq 'num';
 	return $r->pick(qw(1 1.0 1.00 2.5 2.50 -3 0.125 1e3 100.10)) if $class eq 'lnum';
 	return $r->pick(qw(0 0.25 0.5 -1.75 2 3.5 100 1024.125), $r->chance(0.3) ? qw('NaN' 'Infinity' '-Infinity') : ()) if $class eq 'flt';
-	return "'" . $r->pick('', 'a', 'A', 'b', 'ab', 'aB', 'Zed', 'zed', 'ä', 'x_y', '10%', 'mail', 'usa', 'a b', "it''s") . "'" if $class =~ /^(?:txt|ctxt|chr)$/;
+	return "'" . $r->pick('', 'a', 'A', 'b', 'ab', 'aB', 'Zed', 'zed', 'ä', 'x_y', '10%', 'mail', 'usa', 'a b', "it''s") . "'" if $class =~ /^(?:txt|ctxt|chr|ci)$/;
 	return $r->pick(qw(true false)) if $class eq 'bool';
 	return sprintf("'2024-%02d-%02d'", $r->pick(1, 2, 3, 12), $r->pick(1, 28, 29, 15)) if $class eq 'date' && $r->chance(0.95);
 	return $r->pick("'infinity'", "'1999-12-31'") if $class eq 'date';
@@ -211,8 +222,11 @@ sub _create
 {
 	my ($name) = @_;
 	my $t = $TABLES{$name};
+	my @columns = map { "$_->[0] $_->[1]" } @{ $t->{columns} };
 
-	return "CREATE TABLE g.$name (" . join(', ', (map { "$_->[0] $_->[1]" } @{ $t->{columns} }), $t->{key} ? 'PRIMARY KEY (' . join(', ', @{ $t->{key} }) . ')' : ()) . ');';
+	# a column that is dropped before the table is declared: numbers of columns differ then
+	splice(@columns, 2, 0, 'gone int') if $name =~ /^(?:detail|wide|person)$/;
+	return "CREATE TABLE g.$name (" . join(', ', @columns, $t->{key} ? 'PRIMARY KEY (' . join(', ', @{ $t->{key} }) . ')' : ()) . ');';
 }
 
 # Makes the tables in all regions; each region has the same rows in its local table.
