@@ -270,10 +270,10 @@ pre_commit(void)
 		if (region->level == 0)
 			continue;
 		/* nothing of the end has been sent, so the outcome is known: it rolls back there */
-		if (region->wrote)
+		if (region->wrote || region->locked)
 			(void) residency_connection_drop_departed(region);
 		residency_transaction_settle(region);
-		if (region->failed_level > 0)
+		if (residency_region_failed(region))
 			residency_error_throw(region);
 		if (region->wrote)
 		{
@@ -283,8 +283,9 @@ pre_commit(void)
 		}
 		else
 		{
-			/* the answer is read at the next use */
-			residency_pipeline_quiet(region, "COMMIT");
+			/* the answer is read at the next use; a connection that was lost ended it */
+			if (region->failed_level == 0)
+				residency_pipeline_quiet(region, "COMMIT");
 			residency_pipeline_sync(region);
 			residency_transaction_reset(region);
 		}

@@ -64,6 +64,8 @@ typedef enum FdwScanPrivate
 	FdwScanLimit,				/* Boolean: the text ends in LIMIT */
 	FdwScanLocked,				/* Boolean: the text ends in FOR UPDATE or FOR SHARE */
 	FdwScanDoes,				/* String: what the home does besides scanning a table, or empty */
+	FdwScanNeeded,				/* Boolean: no rows would be a wrong answer even of a region that is
+								 * left out (fdw_away.c), such as that of count(*) */
 	FdwScanLength
 } FdwScanPrivate;
 

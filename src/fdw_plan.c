@@ -536,6 +536,7 @@ residencyGetForeignPlan(PlannerInfo *root, RelOptInfo *rel, Oid foreigntableid,
 	private = lappend(private, makeBoolean(limited));
 	private = lappend(private, makeBoolean(residency_locking_clause(root, scan_rel) != NULL));
 	private = lappend(private, makeString(""));
+	private = lappend(private, makeBoolean(false));
 
 	return make_foreignscan(tlist, local, scan_rel->relid, params, private, NIL, remote,
 							outer_plan);

@@ -66,6 +66,7 @@ typedef struct FdwQuery
 	List	   *pathkeys;		/* of a join */
 	bool		limited;		/* ends in a LIMIT that lets LIMIT and OFFSET be applied above */
 	bool		one_row;		/* never more than one row comes back */
+	bool		needed;			/* no rows would be wrong, even of a region that is left out */
 } FdwQuery;
 
 /* what lies in one region of a relation that is spread over regions */

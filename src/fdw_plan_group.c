@@ -170,7 +170,7 @@ remote_groups(PlannerInfo *root, const RegionPart *part, const Grouping *groupin
 	query->scan_exprs = alone ? all : query->exprs;
 	query->grouped = true;
 	query->ngroups = list_length(groups);
-	query->one_row = groups == NIL;
+	query->one_row = query->needed = groups == NIL;
 	if (!residency_are_groups_shippable(root, part->rel, groups, grouping->clauses))
 		return NULL;
 	foreach(lc, list_copy_tail(query->exprs, query->ngroups))
@@ -237,6 +237,9 @@ complete_path(PlannerInfo *root, const RegionParts *parts, const Grouping *group
 	AppendPath *append;
 
 	if (root->hasPseudoConstantQuals)
+		return NULL;
+	/* a region that is left out could not even say that it counted nothing */
+	if (grouping->exprs == NIL && residency_on_away == RESIDENCY_ON_AWAY_SKIP)
 		return NULL;
 	if (parts->nparts == 1)
 		return remote_groups(root, &parts->parts[0], grouping, true);

@@ -55,6 +55,8 @@ typedef struct FdwScan
 	int			asked_ahead;	/* ... by "ahead" */
 	int			batches;		/* received since the scan was sent */
 	bool		exhausted;		/* there is nothing after "current" */
+	int			flags;			/* of the request that begins it */
+	bool		needed;			/* cannot be left out */
 	bool		left_out;		/* the statement reads without this region */
 } FdwScan;
 
@@ -127,7 +129,8 @@ start_scan(FdwNode *node)
 	bool		same;
 	char	   *sql;
 
-	scan->left_out = residency_leaves_out(node->state->ss.ps.state, node->serverid);
+	scan->left_out = !scan->needed &&
+		residency_leaves_out(node->state->ss.ps.state, node->serverid);
 	if (scan->left_out)
 	{
 		node->started = true;
@@ -144,12 +147,12 @@ start_scan(FdwNode *node)
 	residency_node_begin(node);
 	if (scan->small)
 	{
-		node->current = residency_node_send(node, scan->sql, node->nparams, 0);
+		node->current = residency_node_send(node, scan->sql, node->nparams, scan->flags);
 		return;
 	}
 	scan->cursor = ++last_cursor;
 	sql = psprintf("DECLARE scan%u NO SCROLL CURSOR FOR %s", scan->cursor, scan->sql);
-	node->declare = residency_node_send(node, sql, node->nparams, 0);
+	node->declare = residency_node_send(node, sql, node->nparams, scan->flags);
 	scan->asked = fetch_rows(scan, true);
 	node->current = send_fetch(scan, scan->asked);
 	pfree(sql);
@@ -242,6 +245,8 @@ residencyBeginForeignScan(ForeignScanState *state, int eflags)
 	scan->sql = strVal(list_nth(plan->fdw_private, FdwScanSql));
 	scan->small = boolVal(list_nth(plan->fdw_private, FdwScanSmall));
 	scan->width = intVal(list_nth(plan->fdw_private, FdwScanWidth));
+	scan->flags = boolVal(list_nth(plan->fdw_private, FdwScanLocked)) ? REMOTE_LOCKS : 0;
+	scan->needed = boolVal(list_nth(plan->fdw_private, FdwScanNeeded));
 	scan->input = residency_input_make(state->ss.ss_ScanTupleSlot->tts_tupleDescriptor,
 									   list_nth(plan->fdw_private, FdwScanAttrs));
 	state->fdw_state = scan;

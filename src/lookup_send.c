@@ -36,6 +36,7 @@
 
 #include "border.h"
 #include "fdw_exec.h"
+#include "health.h"
 
 /* LookupEntry.asked of a key that is asked for nowhere else */
 #define ASKED_ALL (~UINT64CONST(0))
@@ -200,6 +201,17 @@ send_or_skip(LookupState *state, LookupBatch *batch, LookupAnswer *answer)
 	PG_END_TRY();
 }
 
+/* the statement reads without a region: its keys have no row, and are asked for nowhere else */
+static void
+leave_out(LookupBatch *batch, const uint64 *masks, int target)
+{
+	for (int i = 0; i < batch->nentries; i++)
+	{
+		if (masks[i] == ASKED(target))
+			batch->entries[i].asked = ASKED_ALL;
+	}
+}
+
 /*
  * Asks for the keys in the masks: bit t of masks[i] asks target t for entry i.  Other
  * regions' answers are on their way when the rows stored here are read.
@@ -216,8 +228,13 @@ ask(LookupState *state, LookupBatch *batch, const uint64 *masks, bool optional)
 			continue;
 		for (int i = 0; i < batch->nentries; i++)
 			n += (masks[i] & ASKED(t)) != 0;
-		if (n == 0)
+		if (n == 0 || (optional && residency_region_state(state->targets[t].region) == RESIDENCY_AWAY))
 			continue;
+		if (residency_leaves_out(state->css.ss.ps.state, state->targets[t].serverid))
+		{
+			leave_out(batch, masks, t);
+			continue;
+		}
 		answer = residency_batch_answer(batch);
 		answer->target = t;
 		answer->optional = optional;

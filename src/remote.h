@@ -38,6 +38,7 @@ typedef struct RemoteRequest RemoteRequest;
 #define REMOTE_AS_GATEWAY 0x08	/* runs as the gateway's own role, userid is ignored */
 #define REMOTE_RESIDENT	0x10	/* writes a resident table: its home constraint is checked
 								 * when the top-level statement ends */
+#define REMOTE_LOCKS	0x20	/* locks rows there: losing the region ends the transaction */
 
 /*
  * The backend's entry for the region behind a foreign server of our wrapper.

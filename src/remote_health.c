@@ -244,12 +244,14 @@ residency_health_claim(const char *region, ResidencyRegionState state)
 		pg_atomic_write_u32(&slot->state, state);
 		pg_atomic_write_u32(&slot->rtt, 0);
 		pg_atomic_write_u64(&slot->heard, 0);
-		pg_atomic_write_u64(&slot->left, 0);
 		slot->since = GetCurrentTimestamp();
+		pg_atomic_write_u64(&slot->left, state == RESIDENCY_AWAY ? (uint64) slot->since : 0);
 		slot->met = false;
 		slot->problem[0] = '\0';
 	}
 	LWLockRelease(shared->lock);
+	if (state == RESIDENCY_AWAY)
+		wake_backends();
 	return slot;
 }
 

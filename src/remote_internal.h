@@ -129,6 +129,7 @@ struct RemoteRegion
 	bool		proved;			/* something of this transaction was answered */
 	bool		ending;			/* COMMIT or PREPARE is on its way */
 	bool		wrote;			/* takes part in the commit */
+	bool		locked;			/* holds locks of rows that the transaction relies on */
 	bool		resident;		/* wrote a resident table since the home constraint was checked */
 	bool		immediate;		/* the home constraint is set IMMEDIATE there */
 	int			rollback_to;	/* savepoint whose rollback waits for a cancel request, 0 none */
@@ -168,6 +169,17 @@ typedef struct RemoteBackend
 	RemoteTraffic traffic;
 } RemoteBackend;
 extern RemoteBackend residency_remote;
+
+/*
+ * Does the region's failure concern the whole transaction?  One that was only read, and cannot
+ * be reached any more, concerns those who want an answer of it and nobody else.
+ */
+static inline bool
+residency_region_failed(const RemoteRegion *region)
+{
+	return region->level > 0 && region->failed_level > 0 &&
+		(region->wrote || region->locked || region->state != REMOTE_CLOSED);
+}
 
 /* remote_connection.c */
 extern bool residency_connection_parameters(Oid serverid, Oid userid, const char ***keywords,

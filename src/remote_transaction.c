@@ -252,7 +252,7 @@ queue_begin(RemoteRegion *region)
 	residency_error_clear(region);
 	region->transaction++;
 	region->level = region->base = GetCurrentTransactionNestLevel();
-	region->proved = region->ending = region->wrote = false;
+	region->proved = region->ending = region->wrote = region->locked = false;
 	region->resident = region->immediate = false;
 	region->role_known = true;
 	region->role = InvalidOid;
@@ -362,6 +362,8 @@ residency_remote_send_about(const RemoteSubject *about, RemoteRegion *region, Oi
 	residency_transaction_begin(region, userid, flags);
 	if (flags & REMOTE_WRITES)
 		region->wrote = true;
+	if (flags & REMOTE_LOCKS)
+		region->locked = true;
 	if (flags & REMOTE_RESIDENT)
 		region->resident = true;
 	req = residency_pipeline_make(region, REMOTE_KIND_STATEMENT, sql, nparams, values, flags, expect);
@@ -396,7 +398,7 @@ residency_remote_wait_deferred(void)
 		residency_transaction_settle(region);
 		if (region->deferred > 0)
 			residency_wait_room(region, 0);
-		if (region->level > 0 && region->failed_level > 0)
+		if (residency_region_failed(region))
 			residency_error_throw(region);
 	}
 }
@@ -407,7 +409,7 @@ residency_transaction_reset(RemoteRegion *region)
 {
 	region->level = 0;
 	region->rollback_to = 0;
-	region->wrote = region->resident = region->immediate = false;
+	region->wrote = region->locked = region->resident = region->immediate = false;
 	region->ending = false;
 	residency_error_clear(region);
 }

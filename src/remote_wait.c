@@ -162,7 +162,7 @@ throw_failure(void)
 	{
 		RemoteRegion *region = dlist_container(RemoteRegion, node, iter.cur);
 
-		if (region->level > 0 && region->failed_level > 0)
+		if (residency_region_failed(region))
 			residency_error_throw(region);
 	}
 }
