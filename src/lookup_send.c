@@ -201,17 +201,6 @@ send_or_skip(LookupState *state, LookupBatch *batch, LookupAnswer *answer)
 	PG_END_TRY();
 }
 
-/* the statement reads without a region: its keys have no row, and are asked for nowhere else */
-static void
-leave_out(LookupBatch *batch, const uint64 *masks, int target)
-{
-	for (int i = 0; i < batch->nentries; i++)
-	{
-		if (masks[i] == ASKED(target))
-			batch->entries[i].asked = ASKED_ALL;
-	}
-}
-
 /*
  * Asks for the keys in the masks: bit t of masks[i] asks target t for entry i.  Other
  * regions' answers are on their way when the rows stored here are read.
@@ -231,10 +220,7 @@ ask(LookupState *state, LookupBatch *batch, const uint64 *masks, bool optional)
 		if (n == 0 || (optional && residency_region_state(state->targets[t].region) == RESIDENCY_AWAY))
 			continue;
 		if (residency_leaves_out(state->css.ss.ps.state, state->targets[t].serverid))
-		{
-			leave_out(batch, masks, t);
 			continue;
-		}
 		answer = residency_batch_answer(batch);
 		answer->target = t;
 		answer->optional = optional;
@@ -298,7 +284,10 @@ residency_batch_ask(LookupState *state, LookupBatch *batch)
 		if (target < 0)
 			continue;
 		masks[i] = ASKED(target);
-		entry->asked = target == state->local ? ASKED_ALL : ASKED(target);
+		/* nor is it asked for elsewhere if the statement reads without its home */
+		entry->asked = target == state->local ||
+			residency_leaves_out(state->css.ss.ps.state, state->targets[target].serverid) ?
+			ASKED_ALL : ASKED(target);
 		CHECK_FOR_INTERRUPTS();
 	}
 	ask(state, batch, masks, false);

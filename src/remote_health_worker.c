@@ -4,8 +4,8 @@
  *
  *					no answer for residency.away_after
  *		 up, catching up -----------------------------------> away
- *		 up <---- RETURN_PINGS answers in a row, no notes ---- away
- *		 catching up <--- the same, and notes are left ------ away
+ *		 catching up <---- RETURN_PINGS answers in a row ----- away
+ *		 up <---- global_catchup_worker.c says so ---- catching up
  *
  * No flapping: whatever is shorter than away_after changes nothing, and a region has to
  * answer several pings in a row before it is used again; each time that it

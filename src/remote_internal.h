@@ -170,17 +170,6 @@ typedef struct RemoteBackend
 } RemoteBackend;
 extern RemoteBackend residency_remote;
 
-/*
- * Does the region's failure concern the whole transaction?  One that was only read, and cannot
- * be reached any more, concerns those who want an answer of it and nobody else.
- */
-static inline bool
-residency_region_failed(const RemoteRegion *region)
-{
-	return region->level > 0 && region->failed_level > 0 &&
-		(region->wrote || region->locked || region->state != REMOTE_CLOSED);
-}
-
 /* remote_connection.c */
 extern bool residency_connection_parameters(Oid serverid, Oid userid, const char ***keywords,
 											const char ***values);
@@ -241,6 +230,7 @@ extern void residency_error_store_text(RemoteRegion *region, int level, int sqls
 									   const char *message, const char *hint);
 extern void residency_error_throw(RemoteRegion *region) pg_attribute_noreturn();
 extern void residency_error_clear(RemoteRegion *region);
+extern bool residency_region_failed(const RemoteRegion *region);
 extern void residency_error_text(char *buf, Size size, int sqlstate, bool raised, const char *message,
 								 const char *table, const char *column, const char *constraint);
 

@@ -165,6 +165,17 @@ residency_error_throw(RemoteRegion *region)
 	pg_unreachable();
 }
 
+/*
+ * Does the region's failure concern the whole transaction?  One that was only read, and cannot
+ * be reached any more, concerns those who want an answer of it and nobody else.
+ */
+bool
+residency_region_failed(const RemoteRegion *region)
+{
+	return region->level > 0 && region->failed_level > 0 &&
+		(region->wrote || region->locked || region->state != REMOTE_CLOSED);
+}
+
 /* the level that failed is rolled back */
 void
 residency_error_clear(RemoteRegion *region)
