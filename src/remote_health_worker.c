@@ -153,6 +153,10 @@ set_parameters(Probe *probe, Oid serverid)
 	MemoryContext old;
 
 	(void) residency_connection_parameters(serverid, InvalidOid, &keywords, &values);
+	/* so that the home's administrator knows what that idle session is for */
+	for (int i = 0; keywords != NULL && keywords[i] != NULL; i++)
+		if (strcmp(keywords[i], "fallback_application_name") == 0)
+			values[i] = "residency health";
 	if (same_strings(keywords, probe->keywords) && same_strings(values, probe->values))
 		return;
 	residency_health_probe_close(probe);
@@ -327,6 +331,25 @@ forgive(long late)
 	}
 }
 
+/*
+ * Answers that came at the pace of another residency.away_after say nothing about the new
+ * one: all regions are asked at once.
+ */
+static void
+heed_setting(TimestampTz now)
+{
+	static int	heeded = 0;
+
+	if (heeded == residency_away_after)
+		return;
+	heeded = residency_away_after;
+	for (int i = 0; i < worker.n; i++)
+	{
+		worker.probes[i]->answered = Max(worker.probes[i]->answered, now);
+		worker.probes[i]->due = now;
+	}
+}
+
 /* main function of the worker's kind, see worker.h */
 void
 residency_health_main(void)
@@ -350,6 +373,7 @@ residency_health_main(void)
 			look = TimestampTzPlusMilliseconds(now, LOOK_MS);
 		}
 		forgive(TimestampDifferenceMilliseconds(expected, now));
+		heed_setting(now);
 		for (int i = 0; i < worker.n; i++)
 		{
 			residency_health_probe_step(worker.probes[i], hello, now);
