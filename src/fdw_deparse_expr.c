@@ -22,6 +22,7 @@
 #include "catalog/pg_type.h"
 #include "miscadmin.h"
 #include "nodes/nodeFuncs.h"
+#include "optimizer/optimizer.h"
 #include "parser/parsetree.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
@@ -80,16 +81,19 @@ append_collate(StringInfo buf, Oid collation)
 
 /*
  * residency_deparse_param writes $n for an expression evaluated at the gateway,
- * with its type, and adds the expression to cx->params unless it is there.
+ * with its type, and adds the expression to cx->params unless it is there; or k.vn and
+ * cx->row_params, if there are such and the expression has columns.
  */
 void
 residency_deparse_param(DeparseContext *cx, Expr *expr)
 {
 	int			number = 0;
+	bool		by_row = cx->row_params != NULL && contain_var_clause((Node *) expr);
+	List	  **params = by_row ? cx->row_params : cx->params;
 	Oid			collation = residency_value_collation((Node *) expr);
 	ListCell   *lc;
 
-	foreach(lc, *cx->params)
+	foreach(lc, *params)
 	{
 		if (equal(lfirst(lc), expr))
 		{
@@ -99,11 +103,15 @@ residency_deparse_param(DeparseContext *cx, Expr *expr)
 	}
 	if (number == 0)
 	{
-		*cx->params = lappend(*cx->params, expr);
-		number = list_length(*cx->params);
+		*params = lappend(*params, expr);
+		number = list_length(*params);
 	}
-	appendStringInfo(cx->buf, "%s$%d::%s", OidIsValid(collation) ? "(" : "",
-					 number, type_name(exprType((Node *) expr)));
+	appendStringInfoString(cx->buf, OidIsValid(collation) ? "(" : "");
+	if (by_row)
+		appendStringInfo(cx->buf, "k.%sv%d", cx->row_prefix, number);
+	else
+		appendStringInfo(cx->buf, "$%d", number);
+	appendStringInfo(cx->buf, "::%s", type_name(exprType((Node *) expr)));
 	append_collate(cx->buf, collation);
 	if (OidIsValid(collation))
 		appendStringInfoChar(cx->buf, ')');

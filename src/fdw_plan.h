@@ -106,6 +106,11 @@ typedef struct DeparseContext
 	Oid			relid;			/* its table */
 	List	  **params;			/* expressions sent as $1, $2, ... */
 	bool		qualified;		/* rel is a join: columns are written as r1.name */
+
+	/* a text about many rows of the gateway (lookup_sql.c): expressions with columns of
+	 * those are k.v1, k.v2, ... behind the prefix; NULL: they are parameters, too */
+	List	  **row_params;
+	const char *row_prefix;
 } DeparseContext;
 
 extern void residency_deparse_expr(DeparseContext *cx, Expr *expr);

@@ -15,6 +15,7 @@
 
 #include "fdw.h"
 #include "fdw_plan.h"
+#include "lookup.h"
 #include "regions.h"
 
 #include "access/sysattr.h"
@@ -250,6 +251,8 @@ residencyPlanDirectModify(PlannerInfo *root, ModifyTable *plan,
 
 	if (plan->operation != CMD_UPDATE && plan->operation != CMD_DELETE)
 		return false;
+	if (residency_lookup_force_write(root, plan))
+		return true;
 	scan = scan_of_target(plan, resultRelation);
 	if (scan == NULL || scan->scan.plan.qual != NIL)
 		return false;

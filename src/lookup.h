@@ -4,11 +4,14 @@
  *
  * lookup_path.c	which scans and joins can be one, and what it costs
  * lookup_match.c	conditions that fix the key; the indexes behind them
- * lookup_plan.c	the plan node with its SQL
+ * lookup_plan.c	the plan node
+ * lookup_sql.c		the texts it sends
+ * lookup_write.c	whether an UPDATE or DELETE is done at the homes as a whole
  * lookup_keys.c	types of the keys; their values, for a scan
  * lookup_exec.c	the node: batches in, joined rows out
  * lookup_batch.c	one batch: outer rows, their distinct keys, the rows found
  * lookup_home.c	directory and local partition, read by their indexes
+ * lookup_row.c		a resident row in the scan tuple; rows that are checked again
  * lookup_send.c	asking regions, and asking again for what they do not hold
  * lookup_homed.c	what a home answers about keys that it does not hold
  * lookup_explain.c	what EXPLAIN prints
@@ -16,6 +19,10 @@
  * A lookup has two forms.  As a scan, the keys are expressions (key = $1, key = ANY
  * (array)).  As a join, they come from the rows of an outer plan; the resident table
  * is always the inner side.  Both share everything behind the keys.
+ *
+ * An UPDATE or DELETE of the resident table takes its rows from a lookup, too: rows stored here
+ * are written by the executor as ever; those elsewhere by one statement at their home
+ * ("direct"), or else they are locked, fetched and written by ctid.
  *
  * The node's scan tuple has the columns of the outer plan first (none for a scan), then
  * those of the resident table.
@@ -74,6 +81,8 @@ typedef enum LookupExprs
 	LookupParams,				/* parameters behind the keys' arrays: $nkeys+1, ... */
 	LookupShipped,				/* conditions that the homes check; checked here for rows stored here */
 	LookupJoinQuals,			/* further conditions of a match; LEFT, SEMI and ANTI only */
+	LookupWriteParams,			/* like LookupParams, for a direct write */
+	LookupWriteRowParams,		/* values for each row of the key side, in arrays */
 	LookupExprsLength
 } LookupExprs;
 
@@ -94,8 +103,10 @@ typedef enum LookupPrivate
 	LookupStored,				/* IntList: the same in the partition stored here */
 	LookupFetched,				/* IntList: resident columns (from 0) in the order of the SQL */
 	LookupKeyNames,				/* list of String: for EXPLAIN */
-	LookupSqlHead,				/* String: SQL before the table's name */
-	LookupSqlTail,				/* String: and behind it */
+	LookupSql,					/* String: with LOOKUP_NAME for the table's name */
+	LookupWriteSql,				/* String: direct UPDATE or DELETE; empty if it cannot be */
+	LookupMissingSql,			/* String: which keys are not held */
+	LookupReturned,				/* IntList: attnums in the parent that a direct write returns */
 	LookupPrivateLength
 } LookupPrivate;
 
@@ -106,6 +117,9 @@ typedef enum LookupNumber
 	LookupFirstRows,			/* rows of the first batch */
 	LookupBatchRows,			/* and of all others */
 	LookupDirectoryRegion,		/* attnum of the directory's region column */
+	LookupOperation,			/* CmdType of a direct write, CMD_SELECT if it is none */
+	LookupReturns,				/* does it return rows? */
+	LookupCounts,				/* is its count the statement's? */
 	LookupNumberLength
 } LookupNumber;
 
@@ -119,6 +133,19 @@ typedef enum LookupOid
 	LookupUserOid,
 	LookupOidLength
 } LookupOid;
+
+/* stands for the table's name in the texts */
+#define LOOKUP_NAME "\001"
+
+/* a direct UPDATE or DELETE */
+typedef struct LookupWrite
+{
+	char	   *sql;
+	char	   *missing_sql;	/* which keys are not held, asked behind it */
+	List	   *params;			/* expressions sent behind the arrays */
+	List	   *row_params;		/* expressions whose values are sent in arrays, behind the keys */
+	List	   *returned;		/* IntList: attnums in the parent */
+} LookupWrite;
 
 /* called by residency.c */
 extern void residency_lookup_init(void);
@@ -139,6 +166,23 @@ extern bool residency_lookup_reads(EState *estate, Oid serverid);
 /* lookup_match.c */
 extern bool residency_lookup_table(PlannerInfo *root, RelOptInfo *rel, Relids outer,
 								   List *clauses, LookupTable *table);
+
+/* lookup_sql.c */
+extern char *residency_lookup_select(PlannerInfo *root, const LookupTable *table,
+									 const AttrNumber *keys, List *attnos, List *shipped,
+									 const char *locking, List **params);
+extern bool residency_lookup_write(PlannerInfo *root, const LookupTable *table,
+								   const AttrNumber *keys, List *conditions, List *returned,
+								   LookupWrite *write);
+
+/* lookup_write.c */
+extern bool residency_lookup_writes(PlannerInfo *root, RelOptInfo *rel);
+extern Var *residency_lookup_column(PlannerInfo *root, RelOptInfo *rel, Var *var);
+extern void residency_lookup_plan_write(PlannerInfo *root, RelOptInfo *rel,
+										const LookupTable *table, const AttrNumber *keys,
+										JoinType jointype, List *own, List *clauses, LookupWrite *write);
+extern bool residency_lookup_is_key(const LookupTable *table, RestrictInfo *rinfo);
+extern bool residency_lookup_force_write(PlannerInfo *root, ModifyTable *plan);
 
 /* lookup_plan.c */
 extern const CustomPathMethods residency_lookup_path_methods;

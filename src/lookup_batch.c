@@ -32,7 +32,10 @@ void
 residency_batch_free(LookupBatch *batch)
 {
 	for (int i = 0; i < batch->nanswers; i++)
+	{
 		residency_remote_release(batch->answers[i].req);
+		residency_remote_release(batch->answers[i].missing_req);
+	}
 	MemoryContextDelete(batch->context);
 }
 
@@ -90,19 +93,22 @@ rehash(LookupBatch *batch)
 	}
 }
 
-/* number of the entry for a key without NULLs, which is copied if it is new */
+/* number of the entry for a key without NULLs, which is copied if it is new; always new for a write */
 int
 residency_batch_entry(LookupState *state, LookupBatch *batch, const Datum *values)
 {
 	uint32		hash = hash_key(state, values);
 	LookupEntry *entry;
 	MemoryContext old;
+	bool		same;
 	int		   *bucket;
 
 	if (batch->nentries >= batch->nbuckets)
 		rehash(batch);
+	/* for a write each row of the key side has values of its own */
+	same = state->operation == CMD_SELECT;
 	bucket = &batch->buckets[hash & (batch->nbuckets - 1)];
-	for (int i = *bucket; i >= 0; i = batch->entries[i].next)
+	for (int i = same ? *bucket : -1; i >= 0; i = batch->entries[i].next)
 	{
 		if (batch->entries[i].hash == hash && same_key(state, batch->entries[i].values, values))
 			return i;
@@ -117,6 +123,7 @@ residency_batch_entry(LookupState *state, LookupBatch *batch, const Datum *value
 	MemoryContextSwitchTo(old);
 	entry->hash = hash;
 	entry->asked = 0;
+	entry->texts = NULL;
 	entry->held = entry->first = entry->last = -1;
 	entry->next = *bucket;
 	*bucket = batch->nentries;

@@ -12,6 +12,7 @@
 #include "lookup_state.h"
 
 #include "access/htup_details.h"
+#include "access/sysattr.h"
 #include "executor/executor.h"
 #include "miscadmin.h"
 #include "nodes/value.h"
@@ -90,10 +91,41 @@ init_resident(LookupState *state, CustomScan *plan)
 		state->stored_len[i] = TupleDescAttr(desc, i)->attlen;
 		state->stored_byval[i] = TupleDescAttr(desc, i)->attbyval;
 	}
+	foreach(lc, (List *) list_nth(private, LookupResident))
+		state->special = state->special || lfirst_int(lc) == InvalidAttrNumber ||
+			lfirst_int(lc) == TableOidAttributeNumber;
 	foreach(lc, fetched)
 		attrs = lappend_int(attrs, lfirst_int(lc) + 1);
 	state->resident_slot = ExecInitExtraTupleSlot(state->css.ss.ps.state, desc, &TTSOpsVirtual);
 	state->input = residency_input_make(desc, attrs);
+}
+
+/*
+ * What is asked for, and in which portions.  A write asks for all at once: a key in two batches
+ * would have its rows written twice.
+ */
+static void
+init_operation(LookupState *state, CustomScan *plan)
+{
+	List	   *private = plan->custom_private;
+	List	   *numbers = list_nth(private, LookupNumbers);
+
+	state->operation = (CmdType) list_nth_int(numbers, LookupOperation);
+	state->returns = list_nth_int(numbers, LookupReturns);
+	state->counts = list_nth_int(numbers, LookupCounts);
+	if (state->operation == CMD_SELECT)
+	{
+		state->first_rows = list_nth_int(numbers, LookupFirstRows);
+		state->batch_rows = list_nth_int(numbers, LookupBatchRows);
+		state->sql = strVal(list_nth(private, LookupSql));
+		state->param_exprs = list_nth(plan->custom_exprs, LookupParams);
+		return;
+	}
+	state->first_rows = state->batch_rows = INT_MAX;
+	state->sql = strVal(list_nth(private, LookupWriteSql));
+	state->missing_sql = strVal(list_nth(private, LookupMissingSql));
+	state->param_exprs = list_nth(plan->custom_exprs, LookupWriteParams);
+	state->row_exprs = list_nth(plan->custom_exprs, LookupWriteRowParams);
 }
 
 /* BeginCustomScan: prepares; reads and asks for nothing yet */
@@ -103,15 +135,11 @@ lookup_begin(CustomScanState *node, EState *estate, int eflags)
 	LookupState *state = (LookupState *) node;
 	CustomScan *plan = castNode(CustomScan, node->ss.ps.plan);
 	List	   *numbers = list_nth(plan->custom_private, LookupNumbers);
-	List	   *params = list_nth(plan->custom_exprs, LookupParams);
 	ListCell   *lc;
 
+	init_operation(state, plan);
 	state->jointype = (JoinType) list_nth_int(numbers, LookupJoinType);
 	state->nouter = list_nth_int(numbers, LookupOuterColumns);
-	state->first_rows = list_nth_int(numbers, LookupFirstRows);
-	state->batch_rows = list_nth_int(numbers, LookupBatchRows);
-	state->sql_head = strVal(list_nth(plan->custom_private, LookupSqlHead));
-	state->sql_tail = strVal(list_nth(plan->custom_private, LookupSqlTail));
 	foreach(lc, plan->custom_plans)
 	{
 		state->outer = ExecInitNode((Plan *) lfirst(lc), estate,
@@ -127,8 +155,9 @@ lookup_begin(CustomScanState *node, EState *estate, int eflags)
 	init_resident(state, plan);
 	state->shipped = ExecInitQual(list_nth(plan->custom_exprs, LookupShipped), &node->ss.ps);
 	state->joinquals = ExecInitQual(list_nth(plan->custom_exprs, LookupJoinQuals), &node->ss.ps);
-	state->nparams = list_length(params);
-	state->param_states = ExecInitExprList(params, &node->ss.ps);
+	state->nparams = list_length(state->param_exprs);
+	state->param_states = ExecInitExprList(state->param_exprs, &node->ss.ps);
+	state->row_states = ExecInitExprList(state->row_exprs, &node->ss.ps);
 	residency_lookup_live(state);
 }
 
@@ -156,8 +185,8 @@ residency_lookup_load(LookupState *state, const Datum *values, const bool *nulls
 }
 
 /* fills the scan tuple's outer part from a slot, whose values must live on */
-static void
-load_outer(LookupState *state, TupleTableSlot *outer)
+void
+residency_lookup_load_outer(LookupState *state, TupleTableSlot *outer)
 {
 	TupleTableSlot *slot = state->css.ss.ss_ScanTupleSlot;
 
@@ -208,11 +237,13 @@ fill_from_outer(LookupState *state, LookupBatch *batch, int max_rows, Size max_b
 			return;
 		}
 		ResetExprContext(econtext);
-		load_outer(state, slot);
+		residency_lookup_load_outer(state, slot);
 		residency_lookup_load(state, NULL, NULL);
 		if (evaluate_key(state))
 			entry = residency_batch_entry(state, batch, state->key_values);
-		else if (state->jointype == JOIN_INNER || state->jointype == JOIN_SEMI)
+		if (entry >= 0 && state->row_states != NIL)
+			residency_question_row_values(state, batch, &batch->entries[entry]);
+		else if (entry < 0 && (state->jointype == JOIN_INNER || state->jointype == JOIN_SEMI))
 			continue;
 		old = MemoryContextSwitchTo(batch->context);
 		tuple = ExecCopySlotMinimalTuple(slot);
@@ -232,7 +263,8 @@ add_batch(LookupState *state)
 	LookupBatch *batch = residency_batch_make(state);
 
 	if (state->outer != NULL)
-		fill_from_outer(state, batch, rows, (Size) work_mem * 1024 / LOOKUP_BATCHES);
+		fill_from_outer(state, batch, rows, state->operation != CMD_SELECT ? SIZE_MAX :
+						(Size) work_mem * 1024 / LOOKUP_BATCHES);
 	else
 		residency_keys_fill(state, batch, rows);
 	state->batches[state->nbatches++] = batch;
@@ -342,7 +374,7 @@ begin_outer(LookupState *state, LookupBatch *batch)
 	if (outer->tuple != NULL)
 	{
 		ExecForceStoreMinimalTuple(outer->tuple, state->outer_slot, false);
-		load_outer(state, state->outer_slot);
+		residency_lookup_load_outer(state, state->outer_slot);
 	}
 	state->found_row = outer->entry < 0 ? -1 : batch->entries[outer->entry].first;
 	state->outer_loaded = true;
@@ -362,6 +394,8 @@ load_found(LookupState *state, LookupBatch *batch, LookupRow *row)
 	}
 	old = MemoryContextSwitchTo(state->css.ss.ps.ps_ExprContext->ecxt_per_tuple_memory);
 	residency_input_row(state->input, batch->answers[row->answer].res, row->row, state->resident_slot);
+	residency_row_finish(state, batch->answers[row->answer].target, state->resident_slot->tts_values,
+						 state->resident_slot->tts_isnull);
 	MemoryContextSwitchTo(old);
 	residency_lookup_load(state, state->resident_slot->tts_values, state->resident_slot->tts_isnull);
 }
@@ -381,6 +415,11 @@ next_match(LookupState *state, LookupBatch *batch)
 		state->found_row = row->next;
 		if (row->answer >= 0)
 			ResetExprContext(econtext);
+		if (row->answer >= 0 && state->operation != CMD_SELECT)
+		{
+			residency_question_load_returned(state, &batch->answers[row->answer], row->row);
+			return true;
+		}
 		load_found(state, batch, row);
 		econtext->ecxt_scantuple = state->css.ss.ss_ScanTupleSlot;
 		if (state->joinquals == NULL || ExecQual(state->joinquals, econtext))
@@ -396,6 +435,8 @@ lookup_next(ScanState *node)
 	LookupState *state = (LookupState *) node;
 	TupleTableSlot *slot = node->ss_ScanTupleSlot;
 
+	if (residency_row_is_checked(state))
+		return residency_row_check(state) ? slot : ExecClearTuple(slot);
 	for (;;)
 	{
 		LookupBatch *batch = state->nbatches > 0 && state->started ? state->batches[0] : NULL;
@@ -431,11 +472,14 @@ lookup_next(ScanState *node)
 	}
 }
 
-/* rows are never checked again: tables that are locked or written have no lookups */
+/*
+ * For a join the executor calls this, when a row is checked again, in place of lookup_next; for
+ * a scan it does not come here.
+ */
 static bool
 lookup_recheck(ScanState *node, TupleTableSlot *slot)
 {
-	return true;
+	return !TupIsNull(lookup_next(node));
 }
 
 /* ExecCustomScan */
@@ -465,6 +509,7 @@ lookup_rescan(CustomScanState *node)
 	LookupState *state = (LookupState *) node;
 	bool		changed = node->ss.ps.chgParam != NULL;
 
+	state->checked = false;
 	if (state->outer != NULL)
 	{
 		if (changed)

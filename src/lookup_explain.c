@@ -78,6 +78,8 @@ residency_lookup_explain(CustomScanState *node, List *ancestors, ExplainState *e
 		ExplainPropertyText("Join Type", join_name(state->jointype), es);
 		ExplainPropertyText("Resident Table", get_rel_name(list_nth_oid(oids, LookupParentOid)), es);
 	}
+	if (state->operation != CMD_SELECT)
+		ExplainPropertyText("Operation", state->operation == CMD_UPDATE ? "Update" : "Delete", es);
 	ExplainPropertyText("Lookup Key", key_text(node, ancestors, es), es);
 	if (joinquals != NIL)
 	{
@@ -97,8 +99,5 @@ residency_lookup_explain(CustomScanState *node, List *ancestors, ExplainState *e
 	residency_border_explain(es, regions, state->tally ? &state->tally->traffic : NULL);
 	if (es->verbose)
 		ExplainPropertyText("Remote SQL",
-							psprintf("%s%s%s", state->sql_head,
-									 quote_qualified_identifier(get_namespace_name(get_rel_namespace(state->targets[0].partition)),
-																get_rel_name(state->targets[0].partition)),
-									 state->sql_tail), es);
+							residency_question_text(state->sql, state->targets[0].partition), es);
 }

@@ -212,6 +212,7 @@ residency_home_read(LookupState *state, LookupBatch *batch, LookupEntry *entry)
 	ExprContext *econtext = state->css.ss.ps.ps_ExprContext;
 	TupleTableSlot *scan_slot = state->css.ss.ss_ScanTupleSlot;
 	List	   *columns = private_list(state, LookupHomeColumns);
+	MemoryContext old;
 	Datum	   *values = NULL;
 	bool	   *nulls = NULL;
 
@@ -221,17 +222,14 @@ residency_home_read(LookupState *state, LookupBatch *batch, LookupEntry *entry)
 	while (probe_next(probe))
 	{
 		entry->held = state->local;
-		slot_getallattrs(probe->slot);
 		if (values == NULL)
 		{
 			values = palloc((state->nresident + 1) * sizeof(Datum));
 			nulls = palloc((state->nresident + 1) * sizeof(bool));
 		}
-		for (int i = 0; i < state->nresident; i++)
-		{
-			values[i] = probe->slot->tts_values[state->stored[i] - 1];
-			nulls[i] = probe->slot->tts_isnull[state->stored[i] - 1];
-		}
+		old = MemoryContextSwitchTo(econtext->ecxt_per_tuple_memory);
+		residency_row_from_slot(state, probe->slot, false, state->local, values, nulls);
+		MemoryContextSwitchTo(old);
 		residency_lookup_load(state, values, nulls);
 		econtext->ecxt_scantuple = scan_slot;
 		if (state->shipped == NULL || ExecQual(state->shipped, econtext))

@@ -251,42 +251,24 @@ find_partitions(PlannerInfo *root, LookupTable *table, const AttrNumber *keys)
 	return home == NULL || find_home_index(root, table, keys, home);
 }
 
-/* is anything but ordinary columns of rel needed? (lookups return no others) */
+/* is a system column needed that lookups do not know? they do ctid, tableoid and whole rows */
 static bool
 needs_system_columns(RelOptInfo *rel)
 {
 	Bitmapset  *used = NULL;
+	int			member = -1;
 
-	for (AttrNumber attno = rel->min_attr; attno <= 0; attno++)
+	for (AttrNumber attno = rel->min_attr; attno < 0; attno++)
 	{
 		if (!bms_is_empty(rel->attr_needed[attno - rel->min_attr]))
-			return true;
+			used = bms_add_member(used, attno - FirstLowInvalidHeapAttributeNumber);
 	}
-	if (rel->baserestrictinfo != NIL)
+	pull_varattnos((Node *) extract_actual_clauses(rel->baserestrictinfo, false), rel->relid, &used);
+	while ((member = bms_next_member(used, member)) >= 0)
 	{
-		int			member;
+		AttrNumber	attno = member + FirstLowInvalidHeapAttributeNumber;
 
-		pull_varattnos((Node *) extract_actual_clauses(rel->baserestrictinfo, false),
-					   rel->relid, &used);
-		member = bms_next_member(used, -1);
-		return member >= 0 && member + FirstLowInvalidHeapAttributeNumber <= 0;
-	}
-	return false;
-}
-
-/* are rows of rel written or locked, or must they be found again to be checked? */
-static bool
-is_marked(PlannerInfo *root, RelOptInfo *rel)
-{
-	ListCell   *lc;
-
-	if (bms_is_member(rel->relid, root->all_result_relids))
-		return true;
-	foreach(lc, root->rowMarks)
-	{
-		PlanRowMark *mark = lfirst_node(PlanRowMark, lc);
-
-		if (mark->rti == rel->relid || mark->prti == rel->relid)
+		if (attno < 0 && attno != SelfItemPointerAttributeNumber && attno != TableOidAttributeNumber)
 			return true;
 	}
 	return false;
@@ -361,7 +343,8 @@ residency_lookup_table(PlannerInfo *root, RelOptInfo *rel, Relids outer, List *c
 			return false;
 		table->directory_region = cached->region_attno;
 	}
-	return !needs_system_columns(rel) && !is_marked(root, rel) &&
+	return !needs_system_columns(rel) &&
+		(!bms_is_member(rel->relid, root->all_result_relids) || residency_lookup_writes(root, rel)) &&
 		find_partitions(root, table, rule.keys) &&
 		(!OidIsValid(rule.directory) || find_directory(table, &rule, rule.directory));
 }

@@ -18,6 +18,7 @@
 #include "optimizer/pathnode.h"
 #include "optimizer/paths.h"
 #include "optimizer/restrictinfo.h"
+#include "optimizer/tlist.h"
 #include "utils/lsyscache.h"
 #include "utils/selfuncs.h"
 
@@ -102,6 +103,36 @@ lookup_cost(PlannerInfo *root, const LookupTable *table, double keys, bool scan,
 		crossing * (BORDER_ROW_COST + BORDER_BYTE_COST * table->rel->reltarget->width);
 }
 
+/* what rel puts out, with columns of the table in place of row identity columns */
+static PathTarget *
+own_target(PlannerInfo *root, RelOptInfo *rel, RelOptInfo *table)
+{
+	PathTarget *target;
+	ListCell   *lc;
+
+	if (!bms_is_member(table->relid, root->all_result_relids))
+		return rel->reltarget;
+	target = copy_pathtarget(rel->reltarget);
+	foreach(lc, target->exprs)
+	{
+		Var		   *var = IsA(lfirst(lc), Var) ? residency_lookup_column(root, table, lfirst(lc)) : NULL;
+
+		if (var != NULL)
+			lfirst(lc) = var;
+	}
+	return target;
+}
+
+/* the path as the planner may have it: below an Append if rows are to be written */
+static Path *
+wrap_path(PlannerInfo *root, RelOptInfo *rel, const LookupTable *table, CustomPath *path)
+{
+	if (!bms_is_member(table->rel->relid, root->all_result_relids))
+		return (Path *) path;
+	return (Path *) create_append_path(root, rel, list_make1(path), NIL, path->path.pathkeys, NULL, 0,
+									   false, path->path.rows);
+}
+
 /* a path without what differs between scan and join */
 static CustomPath *
 make_path(PlannerInfo *root, RelOptInfo *rel, const LookupTable *table, JoinType jointype,
@@ -113,7 +144,7 @@ make_path(PlannerInfo *root, RelOptInfo *rel, const LookupTable *table, JoinType
 	*copy = *table;
 	path->path.pathtype = T_CustomScan;
 	path->path.parent = rel;
-	path->path.pathtarget = rel->reltarget;
+	path->path.pathtarget = own_target(root, rel, table->rel);
 	path->flags = CUSTOMPATH_SUPPORT_PROJECTION;
 	path->methods = &residency_lookup_path_methods;
 
@@ -164,6 +195,7 @@ lookup_rel_pathlist(PlannerInfo *root, RelOptInfo *rel, Index rti, RangeTblEntry
 {
 	LookupTable table;
 	CustomPath *path;
+	Path	   *wrapped;
 	double		keys;
 	Cost		startup;
 	Cost		total;
@@ -186,8 +218,9 @@ lookup_rel_pathlist(PlannerInfo *root, RelOptInfo *rel, Index rti, RangeTblEntry
 	path->path.startup_cost = startup + rel->reltarget->cost.startup;
 	path->path.total_cost = total + rel->reltarget->cost.startup +
 		path->path.rows * (rel->reltarget->cost.per_tuple + cpu_tuple_cost);
-	add_path(rel, (Path *) path);
-	keep_lookup(rel, (Path *) path);
+	wrapped = wrap_path(root, rel, &table, path);
+	add_path(rel, wrapped);
+	keep_lookup(rel, wrapped);
 }
 
 /* is there a condition that is checked once, by a node above the join? */
@@ -270,7 +303,7 @@ add_join_path(PlannerInfo *root, RelOptInfo *joinrel, const LookupTable *table,
 		joinrel->rows * (joinrel->reltarget->cost.per_tuple + cpu_tuple_cost);
 	path->path.pathkeys = build_join_pathkeys(root, joinrel, jointype, outer->pathkeys);
 	path->custom_paths = list_make1(outer);
-	add_path(joinrel, (Path *) path);
+	add_path(joinrel, wrap_path(root, joinrel, table, path));
 }
 
 /* set_join_pathlist_hook: a join with a resident table on its key */

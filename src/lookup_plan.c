@@ -1,25 +1,6 @@
 /*
  * lookup_plan.c
  *		Turns a lookup path into a plan node with its SQL.
- *
- * The text asks for keys by their ordinal number, so answers need not carry the keys, and
- * tells keys that are not held from those whose rows the conditions reject:
- *
- *		SELECT r.c1, ..., k.n,
- *			   CASE WHEN r.held THEN true
- *					WHEN residency.homed_here('public', 'details', k.k1::text) THEN false END
- *		FROM ROWS FROM (pg_catalog.unnest($1::uuid[])) WITH ORDINALITY AS k (k1, n)
- *			LEFT JOIN LATERAL (SELECT name, ..., true, <conditions>
- *							   FROM "gbr"."details" AS d
- *							   WHERE uuid = k.k1) AS r (c1, ..., held, passes) ON true
- *		WHERE r.held IS NULL OR r.passes
- *
- * The column behind the number is false for a key that is not held although the home's own
- * directory calls it the home: then there is no such row.  It is NULL for a key that may be
- * elsewhere, and for all keys not held if there is no directory: nobody asks again then.
- *
- * Columns without a prefix are those of the table, as the inner query is nearest.  The
- * text is the same for all regions but for the table's name, which the executor puts in.
  */
 #include "lookup.h"
 
@@ -50,18 +31,6 @@ typedef struct LookupClauses
 	List	   *filter;			/* above the join */
 } LookupClauses;
 
-/* is the clause one of those that the key comes from? */
-static bool
-is_key_clause(const LookupTable *table, RestrictInfo *rinfo)
-{
-	for (int i = 0; i < table->nkeys; i++)
-	{
-		if (table->keys[i].rinfo == rinfo)
-			return true;
-	}
-	return false;
-}
-
 /* sorts out the table's own conditions; "checked here" go to *here */
 static void
 divide_own(PlannerInfo *root, const LookupTable *table, List *rinfos, List **shipped, List **here)
@@ -72,7 +41,7 @@ divide_own(PlannerInfo *root, const LookupTable *table, List *rinfos, List **shi
 	{
 		RestrictInfo *rinfo = lfirst_node(RestrictInfo, lc);
 
-		if (rinfo->pseudoconstant || is_key_clause(table, rinfo))
+		if (rinfo->pseudoconstant || residency_lookup_is_key(table, rinfo))
 			continue;
 		if (restriction_is_securely_promotable(rinfo, table->rel) &&
 			residency_is_shippable(root, table->rel, rinfo->clause))
@@ -99,14 +68,15 @@ divide_clauses(PlannerInfo *root, const LookupTable *table, RelOptInfo *rel, Joi
 	{
 		RestrictInfo *rinfo = lfirst_node(RestrictInfo, lc);
 
-		if (is_key_clause(table, rinfo))
+		if (residency_lookup_is_key(table, rinfo))
 			continue;
 		if (IS_OUTER_JOIN(jointype) && RINFO_IS_PUSHED_DOWN(rinfo, rel->relids))
 			out->filter = lappend(out->filter, rinfo->clause);
 		else
 			match = lappend(match, rinfo->clause);
 	}
-	if (jointype == JOIN_INNER)
+	/* rows that a direct write returns have passed already, and must pass a filter unseen */
+	if (jointype == JOIN_INNER && !bms_is_member(table->rel->relid, root->all_result_relids))
 		out->filter = list_concat(match, out->filter);
 	else
 		out->join = match;
@@ -114,7 +84,7 @@ divide_clauses(PlannerInfo *root, const LookupTable *table, RelOptInfo *rel, Joi
 
 /* adds to the scan tuple the columns of rel that the expressions use; returns the list */
 static List *
-add_columns(List *columns, List *exprs, RelOptInfo *rel)
+add_columns(PlannerInfo *root, List *columns, List *exprs, RelOptInfo *rel)
 {
 	List	   *vars = pull_var_clause((Node *) exprs, PVC_RECURSE_AGGREGATES |
 									   PVC_RECURSE_WINDOWFUNCS | PVC_RECURSE_PLACEHOLDERS);
@@ -122,135 +92,47 @@ add_columns(List *columns, List *exprs, RelOptInfo *rel)
 
 	foreach(lc, vars)
 	{
-		Var		   *var = lfirst_node(Var, lc);
+		Var		   *var = residency_lookup_column(root, rel, lfirst_node(Var, lc));
 
-		if (var->varno == rel->relid)
+		if (var != NULL)
 			columns = list_append_unique(columns, var);
 	}
 	return columns;
 }
 
-/* name of a type as the home reads it, whatever its search_path */
-static char *
-type_name(Oid type)
+/* adds one column of the table by number, unless it is there */
+static List *
+add_column(List *columns, const LookupTable *table, AttrNumber attno)
 {
-	return format_type_extended(type, -1,
-								FORMAT_TYPE_TYPEMOD_GIVEN | FORMAT_TYPE_FORCE_QUALIFY);
-}
-
-/* FROM ROWS FROM (unnest of each key's array) WITH ORDINALITY AS k (k1, ..., n) */
-static void
-append_keys(StringInfo buf, const LookupTable *table)
-{
-	appendStringInfoString(buf, " FROM ROWS FROM (");
-	for (int i = 0; i < table->nkeys; i++)
-		appendStringInfo(buf, "%spg_catalog.unnest($%d::%s)", i > 0 ? ", " : "",
-						 i + 1, type_name(get_array_type(table->keys[i].type)));
-	appendStringInfoString(buf, ") WITH ORDINALITY AS k (");
-	for (int i = 0; i < table->nkeys; i++)
-		appendStringInfo(buf, "k%d, ", i + 1);
-	appendStringInfoString(buf, "n)");
-}
-
-/* WHERE key = k.k1 AND ... */
-static void
-append_key_conditions(StringInfo buf, const LookupTable *table, const AttrNumber *keys)
-{
-	for (int i = 0; i < table->nkeys; i++)
-	{
-		const LookupKey *key = &table->keys[i];
-
-		appendStringInfoString(buf, i > 0 ? " AND " : " WHERE ");
-		residency_deparse_column(buf, table->relid, keys[i]);
-		appendStringInfo(buf, " OPERATOR(pg_catalog.%s) k.k%d", get_opname(key->opno), i + 1);
-		if (OidIsValid(key->collation) && key->collation != DEFAULT_COLLATION_OID)
-			appendStringInfo(buf, " COLLATE pg_catalog.%s",
-							 quote_identifier(get_collation_name(key->collation)));
-	}
-}
-
-/*
- * The key's number, and whether it is held.  The home can ask its own directory only about
- * keys of the column's own type.
- */
-static void
-append_held(StringInfo buf, const LookupTable *table, const AttrNumber *keys)
-{
-	bool		same_types = OidIsValid(table->directory.relid);
-
-	for (int i = 0; i < table->nkeys; i++)
-		same_types = same_types &&
-			getBaseType(get_atttype(table->relid, keys[i])) == getBaseType(table->keys[i].type);
-	if (!same_types)
-	{
-		appendStringInfoString(buf, "k.n, r.held");
-		return;
-	}
-	appendStringInfo(buf, "k.n, CASE WHEN r.held THEN true WHEN residency.homed_here(%s, %s",
-					 quote_literal_cstr(get_namespace_name(get_rel_namespace(table->relid))),
-					 quote_literal_cstr(get_rel_name(table->relid)));
-	for (int i = 0; i < table->nkeys; i++)
-		appendStringInfo(buf, ", k.k%d::pg_catalog.text", i + 1);
-	appendStringInfoString(buf, ") THEN false END");
-}
-
-/*
- * Writes the SQL around the table's name into *head and *tail; *params gets what is sent
- * behind the keys.
- */
-static void
-make_sql(PlannerInfo *root, const LookupTable *table, const AttrNumber *keys,
-		 List *attnos, List *shipped, char **head, char **tail, List **params)
-{
-	List	   *numbered = NIL;
-	DeparseContext cx = {.root = root, .rel = table->rel, .relid = table->relid, .params = &numbered};
-	StringInfoData start;
-	StringInfoData conditions;
-	StringInfoData end;
-	int			formats = residency_output_begin();
+	Oid			type;
+	int32		typmod;
+	Oid			collation;
 	ListCell   *lc;
 
-	/* the arrays' places; no expression is equal to a String node */
-	for (int i = 0; i < table->nkeys; i++)
-		numbered = lappend(numbered, makeString("key"));
-
-	initStringInfo(&conditions);
-	cx.buf = &conditions;
-	foreach(lc, shipped)
+	foreach(lc, columns)
 	{
-		if (foreach_current_index(lc) > 0)
-			appendStringInfoString(&conditions, " AND ");
-		residency_deparse_expr(&cx, lfirst(lc));
+		if (lfirst_node(Var, lc)->varattno == attno)
+			return columns;
 	}
+	get_atttypetypmodcoll(table->relid, attno, &type, &typmod, &collation);
+	return lappend(columns, makeVar(table->rel->relid, attno, type, typmod, collation, 0));
+}
 
-	initStringInfo(&start);
-	appendStringInfoString(&start, "SELECT ");
-	foreach(lc, attnos)
-		appendStringInfo(&start, "r.c%d, ", foreach_current_index(lc) + 1);
-	append_held(&start, table, keys);
-	append_keys(&start, table);
-	appendStringInfoString(&start, " LEFT JOIN LATERAL (SELECT ");
-	foreach(lc, attnos)
+/* adds all columns if one of those there is the whole row, which is made of them here */
+static List *
+add_whole_row(List *columns, const LookupTable *table)
+{
+	bool		whole = false;
+	ListCell   *lc;
+
+	foreach(lc, columns)
+		whole = whole || lfirst_node(Var, lc)->varattno == InvalidAttrNumber;
+	for (AttrNumber attno = 1; whole && attno <= table->rel->max_attr; attno++)
 	{
-		residency_deparse_column(&start, table->relid, (AttrNumber) lfirst_int(lc));
-		appendStringInfoString(&start, ", ");
+		if (get_attname(table->relid, attno, true) != NULL && OidIsValid(get_atttype(table->relid, attno)))
+			columns = add_column(columns, table, attno);
 	}
-	appendStringInfo(&start, "true, %s FROM ", shipped != NIL ? conditions.data : "true");
-
-	initStringInfo(&end);
-	appendStringInfoString(&end, " AS d");
-	append_key_conditions(&end, table, keys);
-	appendStringInfoString(&end, ") AS r (");
-	foreach(lc, attnos)
-		appendStringInfo(&end, "c%d, ", foreach_current_index(lc) + 1);
-	appendStringInfoString(&end, "held, passes) ON true");
-	if (shipped != NIL)
-		appendStringInfoString(&end, " WHERE r.held IS NULL OR r.passes");
-
-	residency_output_end(formats);
-	*head = start.data;
-	*tail = end.data;
-	*params = list_copy_tail(numbered, table->nkeys);
+	return columns;
 }
 
 /* the table's key columns, in the order of table->keys */
@@ -264,7 +146,7 @@ key_columns(const LookupTable *table, AttrNumber *keys)
 	memcpy(keys, rule->keys, sizeof(AttrNumber) * table->nkeys);
 }
 
-/* attnums of the resident columns in the partition stored here; zeros if it is pruned */
+/* attnums of the resident columns in the partition stored here; of no use if it is pruned */
 static List *
 stored_columns(PlannerInfo *root, const LookupTable *table, List *columns)
 {
@@ -284,7 +166,7 @@ stored_columns(PlannerInfo *root, const LookupTable *table, List *columns)
 	{
 		AttrNumber	attno = lfirst_node(Var, lc)->varattno;
 
-		result = lappend_int(result, appinfo == NULL ? 0 :
+		result = lappend_int(result, appinfo == NULL || attno <= 0 ? attno :
 							 list_nth_node(Var, appinfo->translated_vars, attno - 1)->varattno);
 	}
 	return result;
@@ -303,13 +185,15 @@ batch_sizes(PlannerInfo *root, const LookupTable *table, const CustomPath *path,
 	int			batch = (int) Min(rows, BATCH_ROWS);
 	int			first = root->tuple_fraction > 0 || root->limit_tuples > 0 ? Min(batch, FIRST_ROWS) : batch;
 
-	return list_make5_int(jointype, nouter, first, batch, table->directory_region);
+	return lappend_int(lappend_int(lappend_int(list_make5_int(jointype, nouter, first, batch,
+															  table->directory_region),
+											   CMD_SELECT), false), false);
 }
 
 /* the lists of custom_private that are about keys, and all others in their order */
 static List *
 make_private(PlannerInfo *root, const LookupTable *table, const AttrNumber *keys, List *numbers,
-			 List *columns, List *fetched, const char *head, const char *tail)
+			 List *columns, List *fetched, const char *sql, const LookupWrite *write)
 {
 	List	   *operators = NIL;
 	List	   *types = NIL;
@@ -340,8 +224,81 @@ make_private(PlannerInfo *root, const LookupTable *table, const AttrNumber *keys
 	private = list_concat(private, list_make5(types, collations, arrays,
 											  table->directory.columns, table->home.columns));
 	private = list_concat(private, list_make5(resident, stored_columns(root, table, columns),
-											  fetched, names, makeString(pstrdup(head))));
-	return lappend(private, makeString(pstrdup(tail)));
+											  fetched, names, makeString(pstrdup(sql))));
+	return list_concat(private, list_make3(makeString(pstrdup(write->sql ? write->sql : "")),
+										   makeString(pstrdup(write->missing_sql ? write->missing_sql : "")),
+										   write->returned));
+}
+
+/* the output of the outer plan, then these columns, as the scan tuple */
+static List *
+scan_tuple(const LookupTable *table, List *custom_plans, List *columns, int *nouter)
+{
+	List	   *result = NIL;
+	ListCell   *lc;
+
+	*nouter = 0;
+	if (custom_plans != NIL)
+	{
+		foreach(lc, ((Plan *) linitial(custom_plans))->targetlist)
+			result = lappend(result, makeTargetEntry(copyObject(lfirst_node(TargetEntry, lc)->expr),
+													 ++(*nouter), NULL, false));
+	}
+	foreach(lc, columns)
+	{
+		Var		   *var = lfirst_node(Var, lc);
+
+		result = lappend(result, makeTargetEntry((Expr *) copyObject(var), list_length(result) + 1,
+												 var->varattno == InvalidAttrNumber ? pstrdup("wholerow") :
+												 get_attname(table->relid, var->varattno, false), false));
+	}
+	return result;
+}
+
+/* are rows of the table written or locked? then one may have to be checked again here */
+static bool
+is_checked_again(PlannerInfo *root, const LookupTable *table)
+{
+	return bms_is_member(table->rel->relid, root->all_result_relids) || root->rowMarks != NIL;
+}
+
+/*
+ * Columns of the scan tuple.  First those that cross, of which *fetched lists the positions of
+ * those in the text and *attnos their numbers; then those that only conditions checked here, for
+ * rows stored here, use.  The list of output columns may be set after us (and is empty
+ * then), so all that the path and its relation promise are there.
+ */
+static List *
+choose_columns(PlannerInfo *root, RelOptInfo *rel, CustomPath *path, const LookupTable *table,
+			   const AttrNumber *keys, List *tlist, LookupClauses *divided, List **fetched, List **attnos)
+{
+	List	   *columns;
+	ListCell   *lc;
+
+	*fetched = *attnos = NIL;
+	columns = add_columns(root, NIL, tlist, table->rel);
+	columns = add_columns(root, columns, path->path.pathtarget->exprs, table->rel);
+	columns = add_columns(root, columns, rel->reltarget->exprs, table->rel);
+	columns = add_columns(root, columns, divided->join, table->rel);
+	columns = add_columns(root, columns, divided->filter, table->rel);
+	columns = add_whole_row(columns, table);
+	foreach(lc, columns)
+	{
+		AttrNumber	attno = lfirst_node(Var, lc)->varattno;
+
+		if (attno <= 0 && attno != SelfItemPointerAttributeNumber)
+			continue;
+		*fetched = lappend_int(*fetched, foreach_current_index(lc));
+		*attnos = lappend_int(*attnos, attno);
+	}
+	columns = add_columns(root, columns, divided->shipped, table->rel);
+	for (int i = 0; i < table->nkeys && is_checked_again(root, table); i++)
+		columns = add_column(columns, table, keys[i]);
+
+	/* an empty list would mean the table's own row */
+	if (columns == NIL)
+		columns = add_column(NIL, table, keys[0]);
+	return columns;
 }
 
 /* PlanCustomPath */
@@ -352,82 +309,40 @@ plan_lookup(PlannerInfo *root, RelOptInfo *rel, CustomPath *path, List *tlist, L
 	LookupTable *table = linitial(path->custom_private);
 	JoinType	jointype = (JoinType) (intptr_t) lsecond(path->custom_private);
 	bool		joins = custom_plans != NIL;
+	List	   *own = joins ? table->rel->baserestrictinfo : clauses;
+	List	   *join_clauses = joins ? lthird(path->custom_private) : NIL;
 	CustomScan *scan = makeNode(CustomScan);
 	AttrNumber	keys[INDEX_MAX_KEYS];
 	LookupClauses divided;
+	LookupWrite write;
 	List	   *columns;
-	List	   *attnos = NIL;
-	List	   *fetched = NIL;
+	List	   *attnos;
+	List	   *fetched;
 	List	   *params;
 	List	   *values = NIL;
-	int			nfetched;
-	int			nouter = 0;
-	char	   *head;
-	char	   *tail;
-	ListCell   *lc;
+	int			nouter;
+	char	   *sql;
 
 	key_columns(table, keys);
-	divide_clauses(root, table, rel, jointype,
-				   joins ? table->rel->baserestrictinfo : clauses,
-				   joins ? lthird(path->custom_private) : NIL, &divided);
-
-	/*
-	 * Columns that cross; then those that only the homes' conditions use.  The list of
-	 * output columns may be set after us (and is empty then), so all that the path and its
-	 * relation promise are there.
-	 */
-	columns = add_columns(NIL, tlist, table->rel);
-	columns = add_columns(columns, path->path.pathtarget->exprs, table->rel);
-	columns = add_columns(columns, rel->reltarget->exprs, table->rel);
-	columns = add_columns(columns, divided.join, table->rel);
-	columns = add_columns(columns, divided.filter, table->rel);
-	nfetched = list_length(columns);
-	columns = add_columns(columns, divided.shipped, table->rel);
-	for (int i = 0; i < nfetched; i++)
-	{
-		fetched = lappend_int(fetched, i);
-		attnos = lappend_int(attnos, list_nth_node(Var, columns, i)->varattno);
-	}
-	make_sql(root, table, keys, attnos, divided.shipped, &head, &tail, &params);
-
-	if (joins)
-	{
-		foreach(lc, ((Plan *) linitial(custom_plans))->targetlist)
-		{
-			TargetEntry *tle = lfirst_node(TargetEntry, lc);
-
-			scan->custom_scan_tlist = lappend(scan->custom_scan_tlist,
-											  makeTargetEntry(copyObject(tle->expr), ++nouter, NULL, false));
-		}
-	}
-	else if (columns == NIL)
-	{
-		/* an empty list would mean the table's own row */
-		columns = list_make1(makeVar(table->rel->relid, keys[0],
-									 get_atttype(table->relid, keys[0]), -1,
-									 InvalidOid, 0));
-	}
-	foreach(lc, columns)
-	{
-		Var		   *var = lfirst_node(Var, lc);
-
-		scan->custom_scan_tlist = lappend(scan->custom_scan_tlist,
-										  makeTargetEntry((Expr *) copyObject(var),
-														  nouter + foreach_current_index(lc) + 1,
-														  get_attname(table->relid, var->varattno, false), false));
-	}
+	divide_clauses(root, table, rel, jointype, own, join_clauses, &divided);
+	columns = choose_columns(root, rel, path, table, keys, tlist, &divided, &fetched, &attnos);
+	sql = residency_lookup_select(root, table, keys, attnos, divided.shipped,
+								  residency_locking_clause(root, table->rel), &params);
+	residency_lookup_plan_write(root, rel, table, keys, jointype, own, join_clauses, &write);
 	for (int i = 0; i < table->nkeys; i++)
 		values = lappend(values, table->keys[i].value);
 
+	scan->custom_scan_tlist = scan_tuple(table, custom_plans, columns, &nouter);
 	scan->scan.plan.targetlist = tlist;
 	scan->scan.plan.qual = divided.filter;
 	scan->scan.scanrelid = joins ? 0 : rel->relid;
 	scan->flags = path->flags;
 	scan->custom_plans = custom_plans;
-	scan->custom_exprs = list_make4(values, params, divided.shipped, divided.join);
+	scan->custom_exprs = list_make5(values, params, divided.shipped, divided.join, write.params);
+	scan->custom_exprs = lappend(scan->custom_exprs, write.row_params);
 	scan->custom_private = make_private(root, table, keys,
 										batch_sizes(root, table, path, jointype, nouter),
-										columns, fetched, head, tail);
+										columns, fetched, sql, &write);
 	scan->custom_relids = rel->relids;
 	scan->methods = &residency_lookup_scan_methods;
 

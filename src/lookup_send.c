@@ -44,120 +44,6 @@
 
 static dlist_head live_nodes = DLIST_STATIC_INIT(live_nodes);
 
-/* evaluates what is sent behind the keys, once after each rescan */
-static void
-evaluate_params(LookupState *state)
-{
-	ExprContext *econtext = state->css.ss.ps.ps_ExprContext;
-	CustomScan *plan = castNode(CustomScan, state->css.ss.ps.plan);
-	MemoryContext old;
-	int			level;
-	ListCell   *lc;
-
-	if (state->params_known)
-		return;
-	old = MemoryContextSwitchTo(state->css.ss.ps.state->es_query_cxt);
-	if (state->key_output == NULL)
-	{
-		List	   *exprs = list_nth(plan->custom_exprs, LookupParams);
-		Oid		   *types = palloc((state->nparams + 1) * sizeof(Oid));
-
-		foreach(lc, exprs)
-			types[foreach_current_index(lc)] = exprType(lfirst(lc));
-		state->param_output = residency_output_make(state->nparams, types);
-		state->key_output = residency_output_make(state->nkeys, state->key_types);
-		state->param_values = palloc((state->nparams + 1) * sizeof(char *));
-		state->param_context = AllocSetContextCreate(CurrentMemoryContext, "residency lookup parameters",
-													 ALLOCSET_SMALL_SIZES);
-	}
-	MemoryContextReset(state->param_context);
-	MemoryContextSwitchTo(state->param_context);
-	level = residency_output_begin();
-	foreach(lc, state->param_states)
-	{
-		int			i = foreach_current_index(lc);
-		bool		isnull;
-		Datum		value = ExecEvalExprSwitchContext((ExprState *) lfirst(lc), econtext, &isnull);
-
-		state->param_values[i] = isnull ? NULL : residency_output_value(state->param_output, i, value);
-	}
-	residency_output_end(level);
-	MemoryContextSwitchTo(old);
-	state->params_known = true;
-}
-
-/* one key column of the keys asked for, as the text of an array */
-static char *
-array_text(LookupState *state, LookupBatch *batch, const LookupAnswer *answer, int column)
-{
-	StringInfoData buf;
-
-	initStringInfo(&buf);
-	appendStringInfoChar(&buf, '{');
-	for (int i = 0; i < answer->nentries; i++)
-	{
-		char	   *text = residency_output_value(state->key_output, column,
-												  batch->entries[answer->entries[i]].values[column]);
-
-		appendStringInfoString(&buf, i > 0 ? ",\"" : "\"");
-		for (const char *p = text; *p; p++)
-		{
-			if (*p == '"' || *p == '\\')
-				appendStringInfoChar(&buf, '\\');
-			appendStringInfoChar(&buf, *p);
-		}
-		appendStringInfoChar(&buf, '"');
-		pfree(text);
-	}
-	appendStringInfoChar(&buf, '}');
-	return buf.data;
-}
-
-/* queues a question that has its target and keys */
-static void
-send_question(LookupState *state, LookupBatch *batch, LookupAnswer *answer)
-{
-	LookupTarget *target = &state->targets[answer->target];
-	EState	   *before = residency_modify_reading(state->css.ss.ps.state);
-	MemoryContext context = AllocSetContextCreate(CurrentMemoryContext, "residency lookup request",
-												  ALLOCSET_DEFAULT_SIZES);
-	MemoryContext old = MemoryContextSwitchTo(context);
-	const char **values = palloc((state->nkeys + state->nparams) * sizeof(char *));
-	RemoteSubject about = {residency_border_table(target->partition), answer->nentries, state->tally};
-	int			level;
-
-	PG_TRY();
-	{
-		bool		again = target->sql != NULL;
-
-		if (!again)
-			target->sql = MemoryContextStrdup(state->css.ss.ps.state->es_query_cxt,
-											  psprintf("%s%s%s", state->sql_head,
-													   quote_qualified_identifier(get_namespace_name(get_rel_namespace(target->partition)),
-																				  get_rel_name(target->partition)),
-													   state->sql_tail));
-		level = residency_output_begin();
-		for (int i = 0; i < state->nkeys; i++)
-			values[i] = array_text(state, batch, answer, i);
-		residency_output_end(level);
-		for (int i = 0; i < state->nparams; i++)
-			values[state->nkeys + i] = state->param_values[i];
-		answer->req = residency_remote_send_about(&about, residency_remote_region(target->serverid),
-												  OidIsValid(state->userid) ? state->userid : GetUserId(),
-												  target->sql, state->nkeys + state->nparams, values,
-												  again ? REMOTE_NAMED : 0, -1);
-	}
-	PG_FINALLY();
-	{
-		(void) residency_modify_reading(before);
-	}
-	PG_END_TRY();
-	MemoryContextSwitchTo(old);
-	MemoryContextDelete(context);
-	target->asked = true;
-	state->subid = GetCurrentSubTransactionId();
-}
-
 /*
  * In PG_CATCH: goes on without the answer if the error only says that the region cannot be
  * reached.  Nothing of the local transaction is undone: such an error is raised when an
@@ -175,7 +61,8 @@ skip_answer(LookupAnswer *answer, MemoryContext context)
 	FlushErrorState();
 	FreeErrorData(error);
 	residency_remote_release(answer->req);
-	answer->req = NULL;
+	residency_remote_release(answer->missing_req);
+	answer->req = answer->missing_req = NULL;
 	answer->skipped = true;
 }
 
@@ -187,12 +74,12 @@ send_or_skip(LookupState *state, LookupBatch *batch, LookupAnswer *answer)
 
 	if (!answer->optional)
 	{
-		send_question(state, batch, answer);
+		residency_question_send(state, batch, answer);
 		return;
 	}
 	PG_TRY();
 	{
-		send_question(state, batch, answer);
+		residency_question_send(state, batch, answer);
 	}
 	PG_CATCH();
 	{
@@ -230,7 +117,6 @@ ask(LookupState *state, LookupBatch *batch, const uint64 *masks, bool optional)
 			if (masks[i] & ASKED(t))
 				answer->entries[answer->nentries++] = i;
 		}
-		evaluate_params(state);
 		send_or_skip(state, batch, answer);
 	}
 	residency_remote_flush();
@@ -294,7 +180,18 @@ residency_batch_ask(LookupState *state, LookupBatch *batch)
 	pfree(masks);
 }
 
-/* waits for one answer */
+/* waits for an answer, and for the one behind it */
+static void
+wait_for(LookupAnswer *answer)
+{
+	PGresult   *res = residency_remote_wait(answer->req);
+
+	if (answer->missing_req != NULL)
+		answer->missing = residency_remote_wait(answer->missing_req);
+	answer->res = res;
+}
+
+/* waits for one answer, unless it may be passed over and cannot be had */
 static void
 await_answer(LookupState *state, LookupAnswer *answer)
 {
@@ -306,7 +203,7 @@ await_answer(LookupState *state, LookupAnswer *answer)
 	{
 		PG_TRY();
 		{
-			answer->res = residency_remote_wait(answer->req);
+			wait_for(answer);
 		}
 		PG_CATCH();
 		{
@@ -315,7 +212,7 @@ await_answer(LookupState *state, LookupAnswer *answer)
 		PG_END_TRY();
 	}
 	else
-		answer->res = residency_remote_wait(answer->req);
+		wait_for(answer);
 }
 
 /* hands the rows of an answer to their keys */
@@ -355,14 +252,15 @@ take_answer(LookupState *state, LookupBatch *batch, int number)
 static void
 note_held(LookupBatch *batch, const LookupAnswer *answer)
 {
-	int			ordinal = PQnfields(answer->res) - 2;
-	int			n = PQntuples(answer->res);
+	PGresult   *res = answer->missing != NULL ? answer->missing : answer->res;
+	int			ordinal = answer->missing != NULL ? 0 : PQnfields(res) - 2;
+	int			n = PQntuples(res);
 	bool	   *missing = palloc0(Max(answer->nentries, 1) * sizeof(bool));
 
 	for (int row = 0; row < n; row++)
 	{
-		if (PQgetisnull(answer->res, row, ordinal + 1))
-			missing[atoi(PQgetvalue(answer->res, row, ordinal)) - 1] = true;
+		if (answer->missing != NULL || PQgetisnull(res, row, ordinal + 1))
+			missing[atoi(PQgetvalue(res, row, ordinal)) - 1] = true;
 	}
 	for (int i = 0; i < answer->nentries; i++)
 	{
@@ -380,7 +278,7 @@ await_answers(LookupState *state, LookupBatch *batch)
 {
 	for (int i = batch->awaited; i < batch->nanswers; i++)
 	{
-		/* taken away by the end of a subtransaction */
+		/* taken away by the end of a subtransaction, which a statement that writes does not outlive */
 		if (batch->answers[i].req == NULL && !batch->answers[i].skipped)
 			send_or_skip(state, batch, &batch->answers[i]);
 	}
@@ -393,8 +291,12 @@ await_answers(LookupState *state, LookupBatch *batch)
 			await_answer(state, answer);
 		if (answer->res == NULL)
 			continue;
-		take_answer(state, batch, batch->awaited);
-		note_held(batch, answer);
+		if (state->operation != CMD_SELECT)
+			residency_question_take_write(state, batch, batch->awaited);
+		else
+			take_answer(state, batch, batch->awaited);
+		if (state->has_directory)
+			note_held(batch, answer);
 	}
 }
 
@@ -547,9 +449,12 @@ forget_requests(LookupState *state, bool all)
 			if (answer->res != NULL && !all)
 				continue;
 			if (!all)
+			{
 				residency_remote_release(answer->req);
-			answer->req = NULL;
-			answer->res = NULL;
+				residency_remote_release(answer->missing_req);
+			}
+			answer->req = answer->missing_req = NULL;
+			answer->res = answer->missing = NULL;
 		}
 	}
 }

@@ -28,6 +28,8 @@ typedef struct LookupProbe
 	TupleTableSlot *slot;
 } LookupProbe;
 
+typedef struct LookupWhole LookupWhole; /* lookup_row.c */
+
 /* a region that can hold rows */
 typedef struct LookupTarget
 {
@@ -35,7 +37,11 @@ typedef struct LookupTarget
 	Oid			partition;
 	char	   *region;
 	char	   *sql;			/* NULL until it is asked for the first time */
+	char	   *missing_sql;	/* asked behind a write, if there is a directory */
 	bool		asked;			/* since the node began, for EXPLAIN */
+	LookupWhole *whole;			/* its whole row, if that is needed */
+	TupleTableSlot *returned_slot;	/* a row that a write has returned */
+	FdwInput   *returned_input;
 } LookupTarget;
 
 /* a row that was found for a key */
@@ -58,6 +64,7 @@ typedef struct LookupEntry
 	int			held;			/* target whose rows count, -1 */
 	int			first;			/* its rows, -1 */
 	int			last;
+	char	  **texts;			/* of a write: values that travel with the key */
 } LookupEntry;
 
 /* an outer row of a batch */
@@ -73,6 +80,8 @@ typedef struct LookupAnswer
 	int			target;
 	RemoteRequest *req;			/* NULL: to be sent again */
 	PGresult   *res;			/* NULL: not awaited yet */
+	RemoteRequest *missing_req; /* of a write: which keys are not held */
+	PGresult   *missing;
 	bool		optional;		/* the region is passed over if it cannot be reached */
 	bool		skipped;		/* it was */
 	int		   *entries;		/* by ordinal number of the key asked for, from 0 */
@@ -118,8 +127,11 @@ typedef struct LookupState
 	int			first_rows;
 	int			batch_rows;
 	Oid			userid;
-	const char *sql_head;
-	const char *sql_tail;
+	const char *sql;
+	const char *missing_sql;
+	CmdType		operation;		/* what the text does: CMD_SELECT, or a direct write */
+	bool		returns;		/* a direct write that has RETURNING */
+	bool		counts;			/* ... whose count the client is told */
 
 	/* keys */
 	int			nkeys;
@@ -152,18 +164,25 @@ typedef struct LookupState
 	/* conditions and parameters */
 	ExprState  *shipped;
 	ExprState  *joinquals;
+	List	   *param_exprs;
 	List	   *param_states;
 	FdwOutput  *param_output;
 	int			nparams;
 	const char **param_values;
 	MemoryContext param_context;
 	bool		params_known;
+	List	   *row_exprs;		/* of a direct write: values for each row of the key side */
+	List	   *row_states;
+	FdwOutput  *row_output;
 
 	/* rows */
 	PlanState  *outer;			/* NULL for a scan */
 	TupleTableSlot *outer_slot;
 	TupleTableSlot *resident_slot;
 	FdwInput   *input;
+	bool		special;		/* there are columns that residency_row_finish makes */
+	LookupWhole *whole;			/* whole row of the table */
+	bool		checked;		/* the row that is being checked again has been given out */
 	LookupBatch *batches[LOOKUP_BATCHES];	/* in order; the first one is being read */
 	int			nbatches;
 	bool		exhausted;		/* the key side has ended */
@@ -184,6 +203,22 @@ typedef struct LookupState
 /* lookup_exec.c */
 extern const CustomExecMethods residency_lookup_exec_methods;
 extern void residency_lookup_load(LookupState *state, const Datum *values, const bool *nulls);
+
+extern void residency_lookup_load_outer(LookupState *state, TupleTableSlot *outer);
+
+/* lookup_row.c */
+extern void residency_row_finish(LookupState *state, int target, Datum *values, bool *nulls);
+extern void residency_row_from_slot(LookupState *state, TupleTableSlot *slot, bool as_parent,
+									int target, Datum *values, bool *nulls);
+extern bool residency_row_is_checked(LookupState *state);
+extern bool residency_row_check(LookupState *state);
+
+/* lookup_question.c */
+extern void residency_question_row_values(LookupState *state, LookupBatch *batch, LookupEntry *entry);
+extern char *residency_question_text(const char *sql, Oid partition);
+extern void residency_question_send(LookupState *state, LookupBatch *batch, LookupAnswer *answer);
+extern void residency_question_take_write(LookupState *state, LookupBatch *batch, int number);
+extern void residency_question_load_returned(LookupState *state, LookupAnswer *answer, int row);
 
 /* lookup_keys.c */
 extern void residency_keys_init(LookupState *state, CustomScan *plan);
