@@ -479,7 +479,9 @@ lookup_next(ScanState *node)
 static bool
 lookup_recheck(ScanState *node, TupleTableSlot *slot)
 {
-	return !TupIsNull(lookup_next(node));
+	TupleTableSlot *found = lookup_next(node);
+
+	return !TupIsNull(found);
 }
 
 /* ExecCustomScan */

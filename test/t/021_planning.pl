@@ -11,6 +11,9 @@ use Regions;
 
 my $r = Regions->new(regions => [qw(usa gbr)]);
 
+# about scans: lookups are another matter
+$r->psql('usa', 'ALTER DATABASE app SET residency.enable_lookup = off');
+
 $r->psql('usa', q{
 	SELECT residency.run_everywhere($ddl$
 		CREATE SCHEMA shared;
@@ -134,7 +137,7 @@ $r->psql('usa', 'ALTER TABLE shared.p DISABLE ROW LEVEL SECURITY');
 # joins
 is_sent('SELECT q.id, p.name FROM public.q JOIN shared.p USING (id) WHERE q.id = 5',
 	q{SELECT id, name FROM gbr.p WHERE (id OPERATOR(pg_catalog.=) '5'::integer)}, 'a constant passes through a join');
-like(explained('SELECT count(*) FROM public.q JOIN shared.p USING (id)'), qr/Remote SQL: SELECT (id FROM gbr\.p( ORDER BY id ASC NULLS LAST)?|k\.n, r\.held FROM .*)$/m, 'a table is fetched once, not once for each row');
+like(explained('SELECT count(*) FROM public.q JOIN shared.p USING (id)'), qr/Remote SQL: SELECT id FROM gbr\.p( ORDER BY id ASC NULLS LAST)?$/m, 'a table is fetched once, not once for each row');
 is($r->psql('usa', 'SELECT q.id, p.id FROM public.q LEFT JOIN gbr.p p ON p.id = q.id WHERE q.id < 4 ORDER BY 1'), "1|1\n2|\n3|3", 'outer join');
 
 # writes: in one statement where the home can do all of it

@@ -9,6 +9,9 @@ use Test::More;
 use Regions;
 
 my $r = Regions->new(regions => [qw(usa gbr)]);
+
+# about scans: lookups are another matter
+$r->psql('usa', 'ALTER DATABASE app SET residency.enable_lookup = off');
 my $canary = 'Zebedee' . '-Quill';
 
 $r->psql('usa', q{
