@@ -36,6 +36,7 @@
 #include "miscadmin.h"
 #include "utils/builtins.h"
 
+#include "fault.h"
 #include "regions.h"
 
 PG_FUNCTION_INFO_V1(residency_resolve);
@@ -326,6 +327,8 @@ forget_finished(ResolveRound *round, List *candidates)
 	for (int i = 0; i < round->n; i++)
 		forget_there(&round->regions[i],
 					 list_concat(finished(round, orphans(&round->regions[i])), done));
+	if (done != NIL)
+		RESIDENCY_FAULT(resolver_forgets);
 	forget_here(done);
 }
 
@@ -346,7 +349,9 @@ residency_resolve_round(ResolveFilter wanted, int timeout_ms)
 	actions = make_verdicts(&round);
 	if (actions != NIL)
 	{
+		RESIDENCY_FAULT(resolver_knows);
 		send_verdicts(&round, actions);
+		RESIDENCY_FAULT(resolver_told);
 		residency_resolve_list(&round);
 		report(&round, actions);
 	}

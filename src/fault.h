@@ -51,7 +51,11 @@
 	POINT(part_applied, false)		/* committed, not answered */ \
 	POINT(part_rolls_back, true)	/* ROLLBACK PREPARED begins */ \
 	POINT(part_rolled_back, false)	/* rolled back, not answered */ \
-	POINT(part_commits_alone, false)	/* one region alone: committed, not answered */
+	POINT(part_commits_alone, false)	/* one region alone: committed, not answered */ \
+	/* in the resolver, at the gateway */ \
+	POINT(resolver_knows, true)		/* verdicts are made, nobody is told */ \
+	POINT(resolver_told, true)		/* all that answer have been told */ \
+	POINT(resolver_forgets, true)	/* traces there are being deleted, decisions here are next */
 
 #ifdef RESIDENCY_FAULTS
 #define RESIDENCY_FAULT(name) residency_fault(#name)

@@ -103,6 +103,7 @@ MINUTES ?= 10
 CLIENTS ?= 8
 
 torture: relay faults
+	@rm -rf tmp_check/t_540_torture_*
 	@$(TEST_ENV) TORTURE_SEED=$(SEED) TORTURE_MINUTES=$(MINUTES) TORTURE_CLIENTS=$(CLIENTS) \
 		PG_TEST_NOCLEAN=1 perl test/t/540_torture.pl
 

@@ -381,8 +381,8 @@ sub revive
 		if (!-e $file)
 		{
 			undef $node->{_pid};
-			$node->start;
-			return;
+			return if $node->start(fail_ok => 1);    # it may run into a fault point at once
+			next;
 		}
 		return $node->reload if $node->psql($self->{dbname}, 'SELECT 1') == 0;
 		sleep(0.05);
@@ -410,13 +410,19 @@ sub stat_of
 sub alive { my ($pid) = @_; return (stat_of($pid))[0] !~ /[ZX]/; }
 
 # Arms a fault point in all sessions of a region's server, those that run included, or
-# disarms it.  It acts once, and not again after the server has restarted.
+# disarms it.  It acts once, and not again after the server has restarted.  A server that is
+# down has it when it starts.
 sub arm
 {
 	my ($self, $region, $fault) = @_;
 	my $data = $self->node($region)->data_dir;
 
 	unlink("$data/residency_fault_fired", "$data/residency_fault_release");
+	if (!-e "$data/postmaster.pid")
+	{
+		append_to_file("$data/postgresql.auto.conf", "residency.fault = '$fault'\n");
+		return;
+	}
 	$self->psql($region, "ALTER SYSTEM SET residency.fault = '$fault'");
 	$self->psql($region, 'SELECT pg_reload_conf()');
 	$self->poll($region, "SELECT current_setting('residency.fault') = '$fault'") or croak "fault point is not armed in $region";
