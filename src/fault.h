@@ -55,7 +55,15 @@
 	/* in the resolver, at the gateway */ \
 	POINT(resolver_knows, true)		/* verdicts are made, nobody is told */ \
 	POINT(resolver_told, true)		/* all that answer have been told */ \
-	POINT(resolver_forgets, true)	/* traces there are being deleted, decisions here are next */
+	POINT(resolver_forgets, true)	/* traces there are being deleted, decisions here are next */ \
+	/* catch-up: at a row's home, and at the region that was away */ \
+	POINT(ship_begins, true)		/* notes and rows are locked, nothing is sent */ \
+	POINT(ship_answered, true)		/* the region has the rows, uncommitted; the notes stay */ \
+	POINT(shipped, false)			/* the batch is committed */ \
+	POINT(flip_locked, false)		/* nobody can leave the region out now */ \
+	POINT(flipped, false)			/* the region is up; the lock is not given back */ \
+	POINT(part_ships, true)			/* rows have come, none is applied */ \
+	POINT(part_shipped, true)		/* all are applied, not answered */
 
 #ifdef RESIDENCY_FAULTS
 #define RESIDENCY_FAULT(name) residency_fault(#name)

@@ -31,6 +31,7 @@
 #include "utils/snapmgr.h"
 
 #include "commit_internal.h"
+#include "fault.h"
 #include "global_backlog.h"
 #include "regions.h"
 #include "remote.h"
@@ -379,7 +380,9 @@ residency_ship_batch(const char *region, int64 after, bool final)
 	full = full || shipment.changes.len >= SHIP_BYTES;
 	if (shipment.nsent > 0)
 	{
+		RESIDENCY_FAULT(ship_begins);
 		send_records(&shipment, final);
+		RESIDENCY_FAULT(ship_answered);
 		look_again(&shipment);
 	}
 	result = finish(&shipment);

@@ -40,6 +40,7 @@
 #include "utils/resowner.h"
 
 #include "compat.h"
+#include "fault.h"
 #include "global_backlog.h"
 #include "guard.h"
 #include "regions.h"
@@ -505,7 +506,9 @@ residency_apply_shipped(PG_FUNCTION_ARGS)
 	snprintf(value, sizeof(value), "%d", SHIPPED_WAIT);
 	(void) set_config_option("lock_timeout", value, PGC_USERSET, PGC_S_SESSION,
 							 GUC_ACTION_SAVE, true, 0, false);
+	RESIDENCY_FAULT(part_ships);
 	apply_records(&call);
+	RESIDENCY_FAULT(part_shipped);
 	residency_text_end(level);
 	MemoryContextDelete(call.context);
 	PG_RETURN_NULL();

@@ -36,6 +36,7 @@
 #include "utils/timestamp.h"
 
 #include "commit_internal.h"
+#include "fault.h"
 #include "global_backlog.h"
 #include "global_catchup.h"
 #include "health.h"
@@ -175,6 +176,8 @@ ship(void *arg)
 			last_xid = U64FromFullTransactionId(GetTopFullTransactionIdIfAny());
 		PopActiveSnapshot();
 		CommitTransactionCommand();
+		if (work->result.done > 0)
+			RESIDENCY_FAULT(shipped);
 	}
 	PG_CATCH();
 	{
@@ -272,6 +275,7 @@ flip(CatchUpRegion *region)
 		LockReleaseSession(USER_LOCKMETHOD);	/* an error may have come behind it */
 		return false;
 	}
+	RESIDENCY_FAULT(flip_locked);
 	for (int i = 0; i < FLIP_BATCHES; i++)
 	{
 		PassResult	result = pass(region, false, true, 1);
@@ -280,6 +284,7 @@ flip(CatchUpRegion *region)
 		{
 			if (residency_worker_try(nothing_left, region))
 				up = residency_health_flip_up(region->name);
+			RESIDENCY_FAULT(flipped);
 			break;
 		}
 		if (result != PASS_PROGRESS)

@@ -110,6 +110,9 @@ sub left
 			(SELECT string_agg('lock on ' || relation::regclass, ' ') FROM pg_locks l
 			 WHERE locktype = 'relation' AND pid IS DISTINCT FROM pg_backend_pid()
 			   AND relation >= 16384 AND relation::regclass::text !~ '^residency'),
+			(SELECT count(*) || ' rows to ship' FROM residency.backlog b
+			 WHERE NOT EXISTS (SELECT FROM residency.conflict c WHERE (c.relation, c.key, c.region) = (b.relation, b.key, b.region)) HAVING count(*) > 0),
+			(SELECT string_agg(name || ' ' || state, ' ') FROM residency.regions WHERE state <> 'up'),
 			(SELECT string_agg('in transaction: ' || application_name || ' ' || left(query, 60), ' ') FROM pg_stat_activity
 			 WHERE backend_type = 'client backend' AND state LIKE 'idle in transaction%' AND pid <> pg_backend_pid()))});
 }

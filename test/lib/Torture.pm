@@ -271,9 +271,13 @@ sub check
 
 	$self->check_markers;
 	$self->check_counters;
+	my $conflicts = join('; ', grep { $_ ne '' } map { $r->psql($_, q{SELECT string_agg(relation || ' ' || key::text || ' ' || kind || ' at ' || region, '; ') FROM residency.conflicts}) } $r->regions);
+
+	$self->{conflicts} = $conflicts;
 	foreach my $table (qw(app.identity app.parent app.child))
 	{
-		my $differ = $r->disagreement("SELECT coalesce(string_agg(t::text, ' ' ORDER BY id), '') FROM $table t");
+		# a row that could not be shipped is in residency.conflicts, and nowhere else
+		my $differ = $conflicts =~ /$table/ ? '' : $r->disagreement("SELECT coalesce(string_agg(t::text, ' ' ORDER BY id), '') FROM $table t");
 
 		$self->violation("copies of $table differ: $differ") if $differ ne '';
 	}
@@ -365,6 +369,7 @@ sub summary
 	push @lines, "seed $self->{seed}, $self->{clients} clients, $self->{seconds} s";
 	push @lines, 'transactions: ' . join(', ', map { "$self->{told}{$_} $_" } sort keys %{ $self->{told} });
 	push @lines, 'misfortunes: ' . join(', ', map { "$self->{injected}{$_} $_" } sort keys %{ $self->{injected} // {} });
+	push @lines, "conflicts: $self->{conflicts}" if $self->{conflicts};
 	push @lines, sprintf('all agreed after %.1f s', $self->{slowest});
 	push @lines, map { "$self->{reasons}{$_} x $_" } sort { $self->{reasons}{$b} <=> $self->{reasons}{$a} } keys %{ $self->{reasons} };
 	return @lines;
