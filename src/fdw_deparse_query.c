@@ -190,6 +190,26 @@ append_conditions(DeparseContext *cx, RelOptInfo *rel, bool *first, const char *
 }
 
 /*
+ * ORDER BY results, by their numbers.
+ */
+static void
+append_positions(DeparseContext *cx, const FdwQuery *query)
+{
+	ListCell   *position;
+	ListCell   *lc;
+
+	forboth(position, query->positions, lc, query->pathkeys)
+	{
+		PathKey    *pathkey = lfirst_node(PathKey, lc);
+
+		appendStringInfo(cx->buf, "%s%d %s NULLS %s",
+						 position == list_head(query->positions) ? " ORDER BY " : ", ", lfirst_int(position),
+						 compat_pathkey_is_descending(pathkey) ? "DESC" : "ASC",
+						 pathkey->pk_nulls_first ? "FIRST" : "LAST");
+	}
+}
+
+/*
  * residency_deparse_query writes the text; *params gets what is evaluated here and sent as $1, $2, ...
  */
 void
@@ -222,7 +242,10 @@ residency_deparse_query(StringInfo buf, PlannerInfo *root, const FdwQuery *query
 		appendStringInfo(buf, "%s%d", i == 1 ? " GROUP BY " : ", ", i);
 	first = true;
 	append_list(&cx, query->having, &first, " HAVING ");
-	residency_deparse_order_by(&cx, query->pathkeys);
+	if (query->grouped)
+		append_positions(&cx, query);
+	else
+		residency_deparse_order_by(&cx, query->pathkeys);
 	if (query->limited)
 		residency_deparse_count(&cx, "LIMIT", residency_limit_expr(root));
 	residency_output_end(formats);

@@ -63,8 +63,9 @@ typedef struct FdwQuery
 	int			ngroups;		/* so many of exprs, the first, are grouped by */
 	List	   *having;			/* in the columns of rel */
 	List	   *local_quals;	/* checked here, on scan_exprs */
-	List	   *pathkeys;		/* of a join */
-	bool		limited;		/* ends in a LIMIT that lets LIMIT and OFFSET be applied above */
+	bool		limited;		/* ends in a LIMIT that lets ORDER BY, LIMIT and OFFSET be applied above */
+	List	   *pathkeys;		/* the query's ORDER BY if limited; rows are not taken to be sorted */
+	List	   *positions;		/* IntList: which of exprs each pathkey is; of a join not used */
 	bool		one_row;		/* never more than one row comes back */
 	bool		needed;			/* no rows would be wrong, even of a region that is left out */
 } FdwQuery;
@@ -174,6 +175,8 @@ extern const CustomPathMethods residency_combine_path_methods;
 extern const CustomScanMethods residency_combine_scan_methods;
 
 /* fdw_plan_limit.c */
+extern bool residency_limit_ships(PlannerInfo *root, RelOptInfo *rel);
+extern bool residency_limit_groups(PlannerInfo *root, FdwQuery *query, List *items, double *rows);
 extern bool residency_limit_applies(PlannerInfo *root, RelOptInfo *rel, List *pathkeys);
 extern double residency_limit_rows(PlannerInfo *root, double rows, bool with_offset);
 extern Expr *residency_limit_expr(PlannerInfo *root);

@@ -187,6 +187,7 @@ remote_groups(PlannerInfo *root, const RegionPart *part, const Grouping *groupin
 	}
 	if (groups != NIL)
 		rows = estimate_num_groups(root, groups, part->rel->rows, NULL, NULL);
+	(void) residency_limit_groups(root, query, all, &rows);
 	if (!alone)
 		target = residency_translate_target(root, target, part->rel);
 	return residency_query_path(root, part, query, target, rows,

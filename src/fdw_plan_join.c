@@ -111,7 +111,10 @@ part_path(PlannerInfo *root, RelOptInfo *joinrel, const RegionPart *part, bool a
 	query->rel = part->rel;
 	query->exprs = part->rel->reltarget->exprs;
 	query->scan_exprs = target->exprs;
-	query->limited = residency_limit_applies(root, part->rel, NIL);
+	query->limited = residency_limit_applies(root, part->rel, root->sort_pathkeys) &&
+		residency_can_sort(root, part->rel, root->sort_pathkeys);
+	if (query->limited)
+		query->pathkeys = root->sort_pathkeys;
 	return residency_query_path(root, part, query, target,
 								query->limited ? residency_limit_rows(root, part->rel->rows, true) : part->rel->rows,
 								home_cost(part->rel));

@@ -15,16 +15,19 @@
 
 #include "fdw.h"
 #include "fdw_plan.h"
+#include "fdw_shippable.h"
 
 #include "access/sysattr.h"
 #include "catalog/pg_type.h"
 #include "common/int.h"
 #include "nodes/makefuncs.h"
+#include "nodes/nodeFuncs.h"
 #include "optimizer/cost.h"
 #include "optimizer/optimizer.h"
 #include "optimizer/pathnode.h"
 #include "optimizer/paths.h"
 #include "utils/fmgroids.h"
+#include "utils/typcache.h"
 
 /* half of what an int8 holds: the sum of two cannot overflow */
 #define HALF_INT8 (PG_INT64_MAX / 2)
@@ -122,6 +125,21 @@ count_ships(PlannerInfo *root, RelOptInfo *rel, Node *count)
 }
 
 /*
+ * residency_limit_ships tells whether the query has a LIMIT that homes can be told, and nothing between the groups or
+ * rows of rel and the LIMIT that drops or multiplies any, DISTINCT and grouping aside.
+ */
+bool
+residency_limit_ships(PlannerInfo *root, RelOptInfo *rel)
+{
+	Query	   *parse = root->parse;
+
+	return parse->commandType == CMD_SELECT && !is_absent(parse->limitCount) &&
+		parse->limitOption == LIMIT_OPTION_COUNT &&
+		!parse->hasWindowFuncs && !parse->hasTargetSRFs && parse->setOperations == NULL &&
+		count_ships(root, rel, parse->limitCount) && count_ships(root, rel, parse->limitOffset);
+}
+
+/*
  * residency_limit_applies tells whether a scan of rel in that order may stop
  * after LIMIT + OFFSET rows.  The caller makes sure that the home checks all
  * conditions of the scan.
@@ -132,19 +150,70 @@ residency_limit_applies(PlannerInfo *root, RelOptInfo *rel, List *pathkeys)
 	Query	   *parse = root->parse;
 	Relids		top = rel->top_parent_relids != NULL ? rel->top_parent_relids : rel->relids;
 
-	if (parse->commandType != CMD_SELECT || is_absent(parse->limitCount) ||
-		parse->limitOption != LIMIT_OPTION_COUNT ||
-		parse->hasAggs || parse->hasWindowFuncs || parse->hasTargetSRFs ||
-		parse->groupClause != NIL || parse->groupingSets != NIL ||
-		parse->havingQual != NULL || parse->distinctClause != NIL ||
-		parse->setOperations != NULL)
+	if (parse->hasAggs || parse->groupClause != NIL || parse->groupingSets != NIL ||
+		parse->havingQual != NULL || parse->distinctClause != NIL)
 		return false;
 	if (!bms_equal(root->all_baserels, top))
 		return false;
 	if (!pathkeys_contained_in(root->sort_pathkeys, pathkeys))
 		return false;
-	return count_ships(root, rel, parse->limitCount) &&
-		count_ships(root, rel, parse->limitOffset);
+	return residency_limit_ships(root, rel);
+}
+
+/*
+ * Which of the items a sort key is, counted from 1; 0 if none that the home sorts in the same order.
+ */
+static int
+sort_position(PathKey *pathkey, List *items, Relids relids)
+{
+	EquivalenceMember *member;
+
+	if (pathkey->pk_eclass->ec_has_volatile)
+		return 0;
+	compat_foreach_ec_member(member, pathkey->pk_eclass, relids)
+	{
+		ListCell   *lc;
+
+		foreach(lc, items)
+		{
+			Node	   *item = lfirst(lc);
+			Oid			collation = exprCollation(item);
+
+			if (equal(member->em_expr, item) && !IsA(item, Const) &&
+				lookup_type_cache(exprType(item), TYPECACHE_BTREE_OPFAMILY)->btree_opf == pathkey->pk_opfamily &&
+				(!OidIsValid(collation) || residency_is_common_collation(collation)))
+				return foreach_current_index(lc) + 1;
+		}
+	}
+	return 0;
+}
+
+/*
+ * residency_limit_groups lets a query for complete groups stop after LIMIT + OFFSET of them in the order of the
+ * query, if it can; items are what the query computes, in the terms of ORDER BY.  Lowers *rows.
+ */
+bool
+residency_limit_groups(PlannerInfo *root, FdwQuery *query, List *items, double *rows)
+{
+	List	   *positions = NIL;
+	ListCell   *lc;
+
+	if (query->local_quals != NIL || (root->parse->groupClause != NIL && root->parse->distinctClause != NIL) ||
+		!residency_limit_ships(root, query->rel))
+		return false;
+	foreach(lc, root->sort_pathkeys)
+	{
+		int			position = sort_position(lfirst_node(PathKey, lc), items, query->rel->relids);
+
+		if (position == 0)
+			return false;
+		positions = lappend_int(positions, position);
+	}
+	query->limited = true;
+	query->pathkeys = root->sort_pathkeys;
+	query->positions = positions;
+	*rows = residency_limit_rows(root, *rows, true);
+	return true;
 }
 
 /*

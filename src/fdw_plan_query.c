@@ -38,7 +38,7 @@ residency_query_path(PlannerInfo *root, const RegionPart *part, FdwQuery *query,
 										  startup + target->cost.startup,
 										  startup + target->cost.startup +
 										  rows * (per_row + target->cost.per_tuple),
-										  query->pathkeys, NULL, NULL,
+										  NIL, NULL, NULL,
 										  list_make2(makeBoolean(false), makeBoolean(false)));
 
 	/* never copied, printed or read: the planner hands it to our own callback */
@@ -77,14 +77,12 @@ describe(PlannerInfo *root, const FdwQuery *query)
 
 	initStringInfo(&buf);
 	if (query->grouped)
-		appendStringInfoString(&buf, joins ? "aggregate of " : "aggregate of ");
+		appendStringInfoString(&buf, "aggregate of ");
 	if (joins)
 		appendStringInfoString(&buf, "join of ");
 	append_tables(&buf, root, query->rel);
-	if (query->pathkeys != NIL)
-		appendStringInfoString(&buf, query->limited ? ", sorted and limited" : ", sorted");
-	else if (query->limited)
-		appendStringInfoString(&buf, ", limited");
+	if (query->limited)
+		appendStringInfoString(&buf, query->pathkeys != NIL ? ", sorted and limited" : ", limited");
 	return buf.data;
 }
 
