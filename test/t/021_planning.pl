@@ -81,7 +81,7 @@ is($r->psql('usa', 'SELECT string_agg(id::text, $$ $$) FROM (SELECT id FROM gbr.
 is_sent('SELECT max(id) FROM shared.p', 'SELECT pg_catalog.max(id) FROM gbr.p', 'max() is left to the home');
 is_sent('SELECT id FROM shared.p ORDER BY german, id LIMIT 2', 'SELECT id, german FROM gbr.p', 'no order under a collation that may differ');
 unlike(sent($_), qr/LIMIT/, "no LIMIT: $_") foreach
-	'SELECT DISTINCT region FROM shared.p LIMIT 1',
+	'SELECT DISTINCT name FROM shared.p LIMIT 1',
 	'SELECT count(*) FROM shared.p LIMIT 1',
 	'SELECT count(*) OVER () FROM shared.p LIMIT 1',
 	'SELECT generate_series(0, id) FROM shared.p LIMIT 3',
