@@ -49,6 +49,7 @@ typedef struct FdwRel
 	RelOptInfo *outer_rel;		/* NULL: no join */
 	RelOptInfo *inner_rel;
 	List	   *join_conds;		/* decide what matches; remote_conds apply to the result */
+	bool		needed;			/* keeps rows of a global table: see FdwScanNeeded */
 	/* upper relations */
 	RelOptInfo *scan_rel;		/* the base relation below */
 	List	   *sort_pathkeys;	/* ORDERED: shipped sort */

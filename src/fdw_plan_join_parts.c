@@ -324,6 +324,15 @@ residency_join_side_rels(const JoinSide *outer, const JoinSide *inner, Oid serve
 }
 
 /*
+ * Does a side of a join keep rows of a global table, whatever its region holds?
+ */
+static bool
+is_needed(const RelOptInfo *rel)
+{
+	return rel->fdw_private != NULL && ((FdwRel *) rel->fdw_private)->needed;
+}
+
+/*
  * residency_join_parts makes the parts of a join, NULL if it cannot be done region by region.  The local part has
  * no paths yet.
  */
@@ -335,12 +344,16 @@ residency_join_parts(PlannerInfo *root, RelOptInfo *joinrel, const JoinSide *out
 	RegionParts *result = palloc0(sizeof(RegionParts));
 	List	   *match;
 	List	   *filter;
+	bool		keeps_copies;	/* also rows of a global table that match nothing */
 
 	divide_clauses(joinrel, jointype, clauses, &match, &filter);
 	if (outer->rel->userid != inner->rel->userid || !clauses_fit(clauses))
 		return NULL;
+	keeps_copies = outer->parts == NULL && jointype != JOIN_INNER && jointype != JOIN_SEMI;
 	if (outer->parts == NULL && jointype != JOIN_INNER && inner->parts->nparts > 1)
 		return NULL;
+	if (keeps_copies && residency_on_away == RESIDENCY_ON_AWAY_SKIP)
+		return NULL;			/* rows of the global table must come even if the region is left out */
 	if (outer->parts != NULL && inner->parts != NULL &&
 		!regions_match(root, outer, inner, jointype, match))
 		return NULL;
@@ -370,6 +383,9 @@ residency_join_parts(PlannerInfo *root, RelOptInfo *joinrel, const JoinSide *out
 		if (part->remote &&
 			!describe_join(root, part->rel, outer_rel, inner_rel, jointype, match, filter))
 			return NULL;
+		if (part->remote)
+			((FdwRel *) part->rel->fdw_private)->needed =
+				keeps_copies || is_needed(outer_rel) || is_needed(inner_rel);
 		result->nparts++;
 		result->nremote += part->remote;
 	}

@@ -126,6 +126,7 @@ residency_plan_query(PlannerInfo *root, ForeignPath *path, FdwQuery *query, List
 	private = lappend(private, makeBoolean(query->limited));
 	private = lappend(private, makeBoolean(false));
 	private = lappend(private, makeString(describe(root, query)));
-	private = lappend(private, makeBoolean(query->needed));
+	private = lappend(private, makeBoolean(query->needed ||
+										   ((FdwRel *) query->rel->fdw_private)->needed));
 	return make_foreignscan(tlist, query->local_quals, 0, params, private, scan_tlist, NIL, NULL);
 }
