@@ -140,6 +140,13 @@ run('BEGIN; SAVEPOINT s; SELECT name FROM app.details WHERE id = 1 FOR UPDATE; R
 like($session->{stderr}, qr/ERROR.*WARNING:  rows of region "gbr"/s, 'after an error and ROLLBACK TO it goes on');
 is(run('SELECT pg_catalog.pg_current_xact_id_if_assigned() IS NULL'), 't', 'and ends');
 
+run(q{SET residency.on_away = 'error'; DO $$BEGIN
+	BEGIN PERFORM count(*) FROM app.details; EXCEPTION WHEN sqlclient_unable_to_establish_sqlconnection THEN INSERT INTO app.private VALUES (7); END;
+	UPDATE app.details SET name = 'caught' WHERE id = 2 AND region = 'aus';
+END$$; SET residency.on_away = 'skip'});
+is($session->{stderr}, '', 'the error can be caught');
+is($r->psql('usa', 'SELECT n FROM app.private') . $r->psql('aus', 'SELECT name FROM aus.details WHERE id = 2'), '7caught', 'and what follows is committed in two regions');
+
 # --- the state changes while a statement runs ---------------------------------------------
 run(q{BEGIN; SET LOCAL residency.fetch_size = '64kB'; DECLARE c CURSOR FOR SELECT d.id FROM app.details d, generate_series(1, 3) ORDER BY region, 1});
 is(run('FETCH c'), '2', 'a cursor is opened without gbr');
