@@ -16,6 +16,9 @@ my @cases = (
 		"S1 SELECT DISTINCT t1.bank, 'sad'::g.mood::text AS m, t1.no FROM g.balance t1",
 		"S1 SELECT t1.region, current_date - date '1999-01-01' > 5 AS late, count(*) FROM g.detail t1 GROUP BY 1, 2",
 		"S1 SELECT 'sad'::g.mood::text AS m, count(*) FROM g.detail t1 WHERE region = 'usa' GROUP BY 1 HAVING 'sad'::g.mood::text > 'a'" ],
+	'a parameter that is grouped by' => [
+		'S0 SET plan_cache_mode = force_generic_plan', 'S0 PREPARE p(int) AS SELECT DISTINCT $1 AS one FROM g.event', 'S0 EXECUTE p(3)',
+		'S0 PREPARE q(int) AS SELECT $1, count(*), now() IS NULL FROM g.event GROUP BY $1, now()', 'S0 EXECUTE q(4)', 'S0 DEALLOCATE ALL', 'S0 RESET ALL' ],
 	'a directory row written twice in a transaction' => [
 		'S0 BEGIN', "S0 UPDATE g.person SET since = '2024-03-29' WHERE id = 5", "S0 UPDATE g.person SET since = '2024-03-30' WHERE id = 5",
 		'S0 INSERT INTO g.account VALUES (3, 500, \'gbr\')', 'S0 UPDATE g.account SET opened = \'2024-03-29\' WHERE no > 30', 'S0 DELETE FROM g.account WHERE no = 500',
