@@ -72,6 +72,9 @@ $$;
 COMMENT ON FUNCTION residency.outcomes_here(pg_catalog.text[])
 IS 'for gateways: what this region knows of the outcome of these parts'' transactions';
 
+-- add_region grants them to each gateway's role.
+REVOKE EXECUTE ON FUNCTION residency.traces_here(pg_catalog.text[]), residency.outcomes_here(pg_catalog.text[]) FROM PUBLIC;
+
 -- Parts of other regions' transactions that are prepared here; those that were decided first.
 CREATE FUNCTION residency.parts_here(OUT gid pg_catalog.text, OUT origin pg_catalog.name,
 									 OUT word pg_catalog.bool, OUT age_ms pg_catalog.int8)

@@ -322,7 +322,8 @@ residency_resolve_safe(void)
 {
 	XLogRecPtr	visible;
 
-	if (!SyncRepRequested() || !compat_sync_standbys_defined())
+	/* whatever this session's own synchronous_commit says */
+	if (max_wal_senders == 0 || !compat_sync_standbys_defined())
 		return true;
 	visible = GetXLogInsertRecPtr();
 	XLogFlush(visible);
