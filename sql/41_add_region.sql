@@ -64,7 +64,10 @@ DECLARE
 			   CASE WHEN pg_catalog.current_setting('is_superuser') OPERATOR(pg_catalog.=) 'on'
 			   THEN pg_catalog.current_setting('shared_preload_libraries') END,
 			   pg_catalog.host(pg_catalog.inet_client_addr()),
-			   pg_catalog.pg_is_in_recovery()::pg_catalog.text
+			   pg_catalog.pg_is_in_recovery()::pg_catalog.text,
+			   (SELECT pg_catalog.string_agg(p.gid, ' ') FROM pg_catalog.pg_prepared_xacts p
+				WHERE p.database OPERATOR(pg_catalog.=) pg_catalog.current_database()
+				  AND pg_catalog.starts_with(p.gid, 'residency:'))
 		FROM pg_catalog.pg_database d
 		WHERE d.datname OPERATOR(pg_catalog.=) pg_catalog.current_database()$sql$;
 	here  text[];
@@ -110,6 +113,16 @@ BEGIN
 		PERFORM residency.refuse(errcode => '55000',
 			message => format('extension "residency" has version %s in region "%s", and version %s here', there[3], region, here[3]),
 			hint => 'Run ALTER EXTENSION residency UPDATE in the region with the older version.');
+	END IF;
+	-- of a call whose gateway died before it was decided: no region knows the newcomer, so
+	-- nobody but its operator can finish it.  One that was decided is known here.
+	IF there[12] IS NOT NULL THEN
+		PERFORM residency.refuse(errcode => '55000',
+			message => format('database of region "%s" holds a prepared transaction of another attempt to let it join', region),
+			detail => format('Its name: %s.', there[12]),
+			hint => CASE WHEN there[12] LIKE format('residency:%s:%%', lpad(to_hex((SELECT s.incarnation FROM residency.self s)), 16, '0'))
+					THEN format('It was never decided. Run ROLLBACK PREPARED %L in that database, and call again.', there[12])
+					ELSE 'Let the region that began it finish it, or run ROLLBACK PREPARED in that database if that region is gone.' END);
 	END IF;
 	FOR i, label IN VALUES (4, 'encoding'), (5, 'collation'), (6, 'character classification'), (7, 'locale provider') LOOP
 		IF there[i] IS DISTINCT FROM here[i] THEN

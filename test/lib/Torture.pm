@@ -32,7 +32,7 @@ sub new
 {
 	my ($class, %o) = @_;
 	my $self = $class->Crash::start(
-		conf => ($o{conf} // '') . "residency.commit_timeout = 1s\nresidency.connect_timeout = 2s\nresidency.lock_timeout = 2s\nmax_connections = 60\n");
+		conf => "residency.away_after = 1500ms\nresidency.commit_timeout = 1s\nresidency.connect_timeout = 2s\nresidency.lock_timeout = 2s\nmax_connections = 60\n");
 
 	$self->{$_} = $o{$_} foreach qw(seed seconds clients);
 	$self->{violations} = [];

@@ -14,7 +14,7 @@ my $seed = $ENV{TORTURE_SEED} // 1;
 my $seconds = ($ENV{TORTURE_MINUTES} // 0.6) * 60;
 my $clients = $ENV{TORTURE_CLIENTS} // 6;
 
-my $t = Torture->new(seed => $seed, seconds => $seconds, clients => $clients, conf => $ENV{TORTURE_CONF});
+my $t = Torture->new(seed => $seed, seconds => $seconds, clients => $clients);
 
 $t->run;
 note($_) foreach $t->summary;

@@ -1,0 +1,69 @@
+# add_region is a transaction over all regions: when the gateway dies in the middle, the region
+# has joined everywhere or nowhere.  Where it has not, the same call lets it in, after the
+# operator has rolled back what only the newcomer itself still has (docs/limits.md).
+use strict;
+use warnings;
+
+use PostgreSQL::Test::Cluster;
+use PostgreSQL::Test::Utils;
+use Test::More;
+use Time::HiRes qw(sleep time);
+
+use Regions;
+
+my $r = Regions->new(regions => [qw(usa gbr)], faults => 1, conf => "residency.workers = on\nresidency.resolve_interval = 1s\nresidency.connect_timeout = 2s\n");
+my $newcomer = Regions->new(regions => [qw(aus)], faults => 1, join => 0, conf => "residency.workers = on\nresidency.resolve_interval = 1s\n");
+my $add = sprintf("SELECT residency.add_region('aus', '%s user=%s')", $newcomer->connection('aus'), $r->{user});
+
+# who knows aus, among the regions and itself
+sub known
+{
+	return join('', map { $_->[0]->psql($_->[1], q{SELECT count(*) FROM residency.region WHERE name = 'aus'}) } [ $r, 'usa' ], [ $r, 'gbr' ], [ $newcomer, 'aus' ]);
+}
+
+# waits until nothing of the call is left in the regions; what is, if that takes too long
+sub settled
+{
+	my ($with) = @_;
+	my $end = time + 10;
+	my $left;
+
+	do
+	{
+		$left = join('', map { $_->[0]->psql($_->[1], q{SELECT (SELECT count(*) FROM pg_prepared_xacts) + (SELECT count(*) FROM residency.transaction)}) } [ $r, 'usa' ], [ $r, 'gbr' ], $with ? [ $newcomer, 'aus' ] : ());
+		sleep(0.1) if $left =~ /[1-9]/;
+	} while ($left =~ /[1-9]/ && time < $end);
+	return $left;
+}
+
+foreach my $point (qw(commit_begins recorded one_prepared prepared))
+{
+	$r->arm('usa', "$point:crash_server");
+	my ($code, $out, $err) = $r->try('usa', $add);
+	ok($code != 0 && $r->fired('usa'), "gateway crashed at \"$point\"");
+	$r->disarm('usa');
+	$r->revive('usa');
+	is(settled(0), '00', "$point: nothing is left in the regions");
+	is(known(), '000', "$point: nobody knows the newcomer");
+	my $gid = $newcomer->psql('aus', 'SELECT gid FROM pg_prepared_xacts');
+
+	next if $gid eq '';
+	$r->fails('usa', $add, '55000', qr/HINT:.*ROLLBACK PREPARED '\Q$gid\E'/, "$point: the next call says what is in the way, and what to type");
+	$newcomer->psql('aus', "ROLLBACK PREPARED '$gid'");
+}
+
+# once it is decided the regions know it without any hand; the newcomer's part has to be
+# committed there, as it holds the very role by which the gateway would log in
+$r->arm('usa', 'decided:crash_server');
+my ($code, $out, $err) = $r->try('usa', $add);
+ok($code != 0 && $r->fired('usa'), 'gateway crashed at "decided"');
+$r->disarm('usa');
+$r->revive('usa');
+ok($r->poll('gbr', q{SELECT count(*) = 1 FROM residency.region WHERE name = 'aus'}), 'decided: the regions know the newcomer');
+my $gid = $newcomer->psql('aus', 'SELECT gid FROM pg_prepared_xacts');
+is($r->psql('usa', "SELECT count(*) FROM residency.transactions WHERE state = 'decided' AND '$gid' = ANY (gids)"), 1, 'decided: the gateway says which part is missing');
+$newcomer->psql('aus', "COMMIT PREPARED '$gid'");
+is(settled(1), '000', 'decided: nothing is left');
+is(known(), '111', 'decided: all know each other');
+$newcomer->teardown;
+done_testing();
