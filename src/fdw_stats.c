@@ -26,7 +26,10 @@
 #include "utils/inval.h"
 #include "utils/lsyscache.h"
 #include "utils/rel.h"
+#include "utils/memutils.h"
 #include "utils/resowner.h"
+
+#include "border.h"
 
 /* columns of residency.statistics() */
 enum
@@ -132,17 +135,18 @@ fetch_statistics(Relation relation)
 {
 	ForeignTable *table = GetForeignTable(RelationGetRelid(relation));
 	RemoteRegion *region = residency_remote_region(table->serverid);
+	RemoteSubject about = {residency_border_table(RelationGetRelid(relation)), 0, NULL};
 	RemoteRequest *request;
 	PGresult   *res;
 	const char *names[2];
 
 	names[0] = get_namespace_name(RelationGetNamespace(relation));
 	names[1] = RelationGetRelationName(relation);
-	request = residency_remote_send(region, GetUserId(),
-									"SELECT column_name, null_fraction, width, distinct_values,"
-									" is_unique, row_count, page_count"
-									" FROM residency.statistics($1::pg_catalog.text, $2::pg_catalog.text)",
-									2, names, REMOTE_AS_GATEWAY, -1);
+	request = residency_remote_send_about(&about, region, GetUserId(),
+										  "SELECT column_name, null_fraction, width, distinct_values,"
+										  " is_unique, row_count, page_count"
+										  " FROM residency.statistics($1::pg_catalog.text, $2::pg_catalog.text)",
+										  2, names, REMOTE_AS_GATEWAY, -1);
 	res = residency_remote_wait(request);
 	if (PQntuples(res) > 0)
 		store_statistics(relation, res);
@@ -190,6 +194,33 @@ try_fetch_statistics(Relation relation)
 }
 
 /*
+ * True if this statement has asked for the relation's numbers already; else notes that it
+ * does now.  ANALYZE of a parent comes here twice for each partition: as part of the parent
+ * and for its own sake, in transactions of their own.
+ */
+static bool
+asked_before(Oid relid)
+{
+	static TimestampTz statement = 0;
+	static List *asked = NIL;
+	MemoryContext old;
+	bool		before;
+
+	if (statement != GetCurrentStatementStartTimestamp())
+	{
+		list_free(asked);
+		asked = NIL;
+		statement = GetCurrentStatementStartTimestamp();
+	}
+	before = list_member_oid(asked, relid);
+	/* one that is looked at a third time is not ANALYZE of a parent: ask again */
+	old = MemoryContextSwitchTo(TopMemoryContext);
+	asked = before ? list_delete_oid(asked, relid) : lappend_oid(asked, relid);
+	MemoryContextSwitchTo(old);
+	return before;
+}
+
+/*
  * AnalyzeForeignTable: brings the numbers up to date.  False, which makes ANALYZE
  * skip the table with a warning, if nothing at all is known about it.
  */
@@ -200,7 +231,8 @@ residencyAnalyzeForeignTable(Relation relation, AcquireSampleRowsFunc *func,
 	double		rows;
 	int32		pages;
 
-	try_fetch_statistics(relation);
+	if (!asked_before(RelationGetRelid(relation)))
+		try_fetch_statistics(relation);
 	if (!residency_stats_size(RelationGetRelid(relation), &rows, &pages))
 		return false;
 

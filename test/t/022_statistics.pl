@@ -86,6 +86,14 @@ is($r->psql('gbr', q{SET SESSION AUTHORIZATION stranger; SELECT count(*) FROM re
 is($r->psql('gbr', q{SELECT count(*) FROM residency.statistics('gbr', 'p')}), 5, 'who may read the table is');
 is($r->psql('gbr', q{SELECT count(*) FROM residency.statistics('usa', 'p')}), 0, 'a table that is elsewhere has none');
 
+# of a parent each region is asked once, though ANALYZE comes to each partition twice
+$r->psql('usa', 'SELECT residency.border_reset()');
+$r->psql('usa', 'ANALYZE shared.p');
+is($r->psql('usa', q{SELECT statements FROM residency.border WHERE region = 'gbr' AND relation = 'shared.p'::regclass}), 1, 'ANALYZE of a parent asks a region once');
+$r->psql('usa', q{SELECT residency.border_reset()});
+$r->psql('usa', 'ANALYZE shared.p; ANALYZE gbr.p');
+is($r->psql('usa', q{SELECT statements FROM residency.border WHERE region = 'gbr' AND relation = 'shared.p'::regclass}), 2, '... and again for the next statement');
+
 # an owner without superuser rights may ANALYZE
 $r->psql($_, q{CREATE ROLE keeper; GRANT USAGE ON SCHEMA gbr TO keeper; ALTER TABLE gbr.p OWNER TO keeper}) foreach $r->regions;
 is(($r->try('usa', 'SET ROLE keeper; ANALYZE gbr.p; SELECT 1'))[0], 0, 'by its owner');
