@@ -184,8 +184,12 @@ foreach my $n (3, 6)
 		$session->query('ROLLBACK');
 	};
 
-	# one request, however many statements
-	$check->($_, undef, $_->[2] =~ /^DO/ ? $_->[2] : $_->[2] =~ s/;/\\;/gr) foreach @reads;
+	# one request, however many statements; for six regions every third of the questions will do
+	foreach my $i (grep { $n == 3 || $_ % 3 == 0 } 0 .. $#reads)
+	{
+		my $sql = $reads[$i][2];
+		$check->($reads[$i], undef, $sql =~ /^DO/ ? $sql : $sql =~ s/;/\\;/gr);
+	}
 	$check->($_, 'SELECT count(*) FROM person', $_->[2]) foreach @writes;
 	$r->teardown;
 }
