@@ -32,3 +32,96 @@ CREATE VIEW residency.conflicts AS
 COMMENT ON VIEW residency.conflicts
 	IS 'rows of global tables that a region could not take; decide with residency.resolve_conflict()';
 REVOKE ALL ON residency.conflicts FROM PUBLIC;
+
+-- Step, for gateways and superusers: the entries of a key are deleted here; what broke a
+-- constraint is noted at its home, to be shipped anew.
+CREATE FUNCTION residency.forget_conflict(relation pg_catalog.text, key pg_catalog.text)
+	RETURNS pg_catalog.void
+	LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'residency_forget_conflict';
+COMMENT ON FUNCTION residency.forget_conflict(pg_catalog.text, pg_catalog.text)
+	IS 'for gateways: a conflict of a global table''s row is decided';
+REVOKE ALL ON FUNCTION residency.forget_conflict(pg_catalog.text, pg_catalog.text) FROM PUBLIC;
+
+CREATE FUNCTION residency.forget_conflict_in(region pg_catalog.name, relation pg_catalog.text, key pg_catalog.text)
+	RETURNS pg_catalog.void
+	LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'residency_forget_conflict_in';
+COMMENT ON FUNCTION residency.forget_conflict_in(pg_catalog.name, pg_catalog.text, pg_catalog.text)
+	IS 'part of resolve_conflict: tells another region that a conflict is decided';
+REVOKE ALL ON FUNCTION residency.forget_conflict_in(pg_catalog.name, pg_catalog.text, pg_catalog.text) FROM PUBLIC;
+
+-- Writes a row of a global table: over the one with its key, or as a new one.
+CREATE FUNCTION residency.write_row(relation pg_catalog.regclass, content pg_catalog.jsonb)
+	RETURNS pg_catalog.void
+	LANGUAGE plpgsql VOLATILE STRICT PARALLEL UNSAFE
+	SET search_path = pg_catalog, pg_temp
+AS $$
+#variable_conflict use_variable
+DECLARE
+	home_column name := (SELECT r.region_column FROM residency.rule r WHERE r.relation = relation AND r.kind = 'g');
+	keys    name[] := (SELECT t.key FROM residency.tables t WHERE t.relation = relation);
+	columns name[] := ARRAY(SELECT a.attname FROM pg_attribute a
+							WHERE a.attrelid = relation AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = ''
+							ORDER BY a.attnum);
+	changes text := (SELECT string_agg(format('%1$I = excluded.%1$I', c), ', ') FROM unnest(columns) c
+					 WHERE c <> home_column AND c <> ALL (keys));
+BEGIN
+	EXECUTE format('INSERT INTO %1$s AS t (%2$s) OVERRIDING SYSTEM VALUE SELECT %3$s FROM jsonb_populate_record(NULL::%1$s, $1) r '
+				   'ON CONFLICT (%4$s) DO %5$s',
+				   relation,
+				   (SELECT string_agg(quote_ident(c), ', ') FROM unnest(columns) c),
+				   (SELECT string_agg('r.' || quote_ident(c), ', ') FROM unnest(columns) c),
+				   (SELECT string_agg(quote_ident(c), ', ') FROM unnest(keys) c),
+				   CASE WHEN changes IS NULL THEN 'NOTHING' ELSE 'UPDATE SET ' || changes END)
+		USING content;
+END
+$$;
+COMMENT ON FUNCTION residency.write_row(pg_catalog.regclass, pg_catalog.jsonb)
+	IS 'part of resolve_conflict: writes a row of a global table';
+REVOKE ALL ON FUNCTION residency.write_row(pg_catalog.regclass, pg_catalog.jsonb) FROM PUBLIC;
+
+CREATE FUNCTION residency.resolve_conflict(relation pg_catalog.regclass, key pg_catalog.text[],
+		keep pg_catalog.text DEFAULT 'current', changes pg_catalog.jsonb DEFAULT '{}')
+	RETURNS pg_catalog.void
+	LANGUAGE plpgsql VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE
+	SET search_path = pg_catalog, pg_temp
+AS $$
+#variable_conflict use_variable
+DECLARE
+	noted  text := residency.key_text(key);
+	stored residency.conflict;
+	other  name;
+BEGIN
+	IF relation IS NULL OR key IS NULL OR keep IS NULL OR keep NOT IN ('current', 'stored') THEN
+		RAISE EXCEPTION USING ERRCODE = '22023',
+			MESSAGE = 'table, key and which row to keep must be given',
+			HINT = 'The last one is ''current'', the row that holds now, or ''stored'', the one in residency.conflicts.';
+	END IF;
+	SELECT c.* INTO stored FROM residency.conflict c
+		WHERE c.relation = relation::oid AND c.key = noted
+		ORDER BY c.kind <> 'key', c.noticed_at DESC LIMIT 1;
+	IF NOT FOUND THEN
+		RAISE EXCEPTION USING ERRCODE = '02000',
+			MESSAGE = format('no conflict of that key of table %s is known here', relation),
+			HINT = 'SELECT * FROM residency.conflicts lists them; each is known in two regions.';
+	END IF;
+	IF keep = 'stored' AND stored.content IS NULL THEN
+		RAISE EXCEPTION USING ERRCODE = '22023',
+			MESSAGE = 'what could not be shipped is that the row is no more',
+			HINT = 'Keep ''current'', after what refers to the row is gone.';
+	END IF;
+
+	-- the key is free to be written as soon as its home knows
+	FOR other IN SELECT DISTINCT n FROM residency.conflict c CROSS JOIN LATERAL unnest(ARRAY[c.region, c.home]) n
+				 WHERE c.relation = relation::oid AND c.key = noted AND n <> residency.own_region() LOOP
+		PERFORM residency.forget_conflict_in(other, residency.full_name(relation), noted);
+	END LOOP;
+	PERFORM residency.forget_conflict(residency.full_name(relation), noted);
+	IF keep = 'stored' THEN
+		PERFORM residency.write_row(relation, stored.content || changes);
+	END IF;
+END
+$$;
+COMMENT ON FUNCTION residency.resolve_conflict(pg_catalog.regclass, pg_catalog.text[], pg_catalog.text, pg_catalog.jsonb)
+	IS 'decides about a row in residency.conflicts: which row holds, and whether the other one is written after all';
+REVOKE ALL ON FUNCTION residency.resolve_conflict(pg_catalog.regclass, pg_catalog.text[], pg_catalog.text, pg_catalog.jsonb)
+	FROM PUBLIC;

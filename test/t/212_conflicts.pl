@@ -1,0 +1,173 @@
+# Rows made apart that cannot both be: they end in residency.conflicts, whole, in two regions;
+# shipping goes on, all copies become equal, and residency.resolve_conflict() decides.
+use strict;
+use warnings;
+
+use PostgreSQL::Test::Cluster;
+use PostgreSQL::Test::Utils;
+use Test::More;
+
+use Regions;
+
+my $r = Regions->new(relay => 1, delay => 2);
+$r->psql('usa', q{SELECT residency.run_everywhere($$
+	CREATE SCHEMA app;
+	CREATE TABLE app.item (id int PRIMARY KEY, region text NOT NULL, note text, size int GENERATED ALWAYS AS (length(note)) STORED);
+	CREATE TABLE app.mail (id int PRIMARY KEY, region text NOT NULL, address text UNIQUE);
+	CREATE TABLE app.node (id int PRIMARY KEY, region text NOT NULL, parent int REFERENCES app.node);
+$$)});
+$r->psql('usa', qq{SELECT residency.make_global('app.$_', 'region')}) foreach qw(item mail node);
+
+# aus on one side, usa and gbr on the other; and all together again, not caught up
+sub apart
+{
+	$r->away('aus');
+	$r->psql($_, q{SELECT residency.set_region_state('aus', 'away')}) foreach qw(usa gbr);
+	$r->psql('aus', qq{SELECT residency.set_region_state('$_', 'away')}) foreach qw(usa gbr);
+	return;
+}
+sub together
+{
+	$r->back('aus');
+	$r->psql($_, q{SELECT residency.set_region_state('aus', 'catching up')}) foreach qw(usa gbr);
+	$r->psql('aus', qq{SELECT residency.set_region_state('$_', 'catching up')}) foreach qw(usa gbr);
+	return;
+}
+sub all_up
+{
+	$r->psql($_, q{SELECT residency.set_region_state('aus', 'up')}) foreach qw(usa gbr);
+	$r->psql('aus', qq{SELECT residency.set_region_state('$_', 'up')}) foreach qw(usa gbr);
+	is(join(' ', map { $r->psql($_, 'SELECT count(*) FROM residency.backlog') } $r->regions), '0 0 0', 'no note is left');
+	is($r->prepared, 0, 'nothing is left prepared');
+	return;
+}
+sub ship
+{
+	my ($from, $to, $final) = @_;
+	return $r->psql($from, "SELECT residency.ship('$to', " . ($final ? 'true' : 'false') . ')');
+}
+sub conflicts
+{
+	my ($region) = @_;
+	return $r->psql($region, q{SELECT coalesce(string_agg(concat_ws(' ', relation, key, kind, home, region, constraint_name, row), ', ' ORDER BY relation::text, key, region), '') FROM residency.conflicts});
+}
+
+# --- one key, made apart ------------------------------------------------------------------------
+# whichever side ships first, the region first by name wins
+foreach my $first (qw(aus usa))
+{
+	my $id = $first eq 'aus' ? 1 : 2;
+	my $said = "app.item {$id} key aus usa {\"id\": $id, \"note\": \"from usa\", \"size\": 8, \"region\": \"usa\"}";
+
+	apart();
+	$r->psql('usa', "INSERT INTO app.item VALUES ($id, 'usa', 'from usa'), ($id + 50, 'usa', 'goes on')");
+	$r->psql('aus', "INSERT INTO app.item VALUES ($id, 'aus', 'from aus')");
+	together();
+	if ($first eq 'usa')
+	{
+		is(ship('usa', 'aus'), 1, 'the region that is second by name cannot ship its row, others it can');
+		is(conflicts('usa') . conflicts('aus'), '', 'that is no conflict yet');
+	}
+	is(ship('aus', 'usa'), 1, 'the region first by name ships its row');
+	is(ship('aus', 'gbr'), 1, 'also to who had the other one');
+	ship('usa', 'aus');
+	is($r->all_equal(qq{SELECT region || ': ' || note FROM app.item WHERE id = $id}, 'it holds everywhere'), 'aus: from aus', 'with its home');
+	is(conflicts($_), $said, "$_ keeps the other row") foreach qw(usa aus);
+	is(conflicts('gbr'), '', 'gbr has nothing to do with it');
+	all_up();
+	foreach my $gateway ($r->regions)
+	{
+		$r->fails($gateway, "UPDATE app.item SET note = 'x' WHERE id = $id", '40001', qr/item/, "$gateway: the key cannot be written");
+		$r->fails($gateway, "DELETE FROM app.item WHERE id = $id", '40001', qr/item/, "$gateway: nor deleted");
+	}
+	$r->psql('gbr', "UPDATE app.item SET note = 'other' WHERE id = $id + 50");
+	$r->fails('gbr', "SELECT residency.resolve_conflict('app.item', '{$id}')", '02000', qr/no conflict/, 'only who knows the conflict can decide');
+	if ($first eq 'aus')
+	{
+		$r->psql('usa', "SELECT residency.resolve_conflict('app.item', '{$id}')");
+		is($r->all_equal("SELECT note FROM app.item WHERE id = $id", 'the current row is kept'), 'from aus', 'as it was');
+	}
+	else
+	{
+		$r->psql('aus', "SELECT residency.resolve_conflict('app.item', '{$id}', 'stored', '{\"id\": 60}')");
+		is($r->all_equal("SELECT string_agg(region || ' ' || note, ' ' ORDER BY id) FROM app.item WHERE id IN ($id, 60)", 'the stored row gets another key'), 'aus from aus usa from usa', 'beside the other one');
+	}
+	is(conflicts('usa') . conflicts('aus'), '', 'the conflict is decided');
+	$r->psql('gbr', "UPDATE app.item SET note = 'free' WHERE id = $id");
+	is($r->all_equal("SELECT note FROM app.item WHERE id = $id", 'and the key can be written'), 'free', 'everywhere');
+}
+
+# the row that lost is written over the other one
+apart();
+$r->psql('usa', "INSERT INTO app.item VALUES (3, 'usa', 'from usa')");
+$r->psql('aus', "INSERT INTO app.item VALUES (3, 'aus', 'from aus')");
+together();
+ship('aus', 'usa');
+ship('aus', 'gbr');
+all_up();
+$r->psql('usa', q{SELECT residency.resolve_conflict('app.item', '{3}', 'stored')});
+is($r->all_equal('SELECT region || note FROM app.item WHERE id = 3', 'the stored row is written over it'), 'ausfrom usa', 'and the home stays');
+
+# one of the two is gone again
+apart();
+$r->psql('usa', "INSERT INTO app.item VALUES (4, 'usa', 'from usa')");
+$r->psql('aus', "INSERT INTO app.item VALUES (4, 'aus', 'from aus')");
+$r->psql('usa', 'DELETE FROM app.item WHERE id = 4');
+together();
+is(ship('usa', 'aus') . ship('aus', 'usa') . ship('aus', 'gbr'), '111', 'a row that is gone is no rival');
+is($r->all_equal('SELECT note FROM app.item WHERE id = 4', 'the other row holds'), 'from aus', 'without a conflict');
+is(conflicts('usa') . conflicts('aus'), '', 'indeed');
+all_up();
+
+# --- a second unique key --------------------------------------------------------------------------------
+$r->psql('usa', q{INSERT INTO app.mail VALUES (1, 'usa', 'a'), (2, 'usa', 'b')});
+apart();
+$r->psql('usa', q{UPDATE app.mail SET address = 'c' WHERE id = 1; UPDATE app.mail SET address = 'a' WHERE id = 2; UPDATE app.mail SET address = 'b' WHERE id = 1});
+$r->psql('usa', q{INSERT INTO app.mail VALUES (10, 'usa', 'x'), (12, 'usa', 'fine')});
+$r->psql('aus', q{INSERT INTO app.mail VALUES (11, 'aus', 'x')});
+together();
+is(ship('usa', 'aus'), 1, 'what breaks a unique key waits for what may cure it');
+is(ship('usa', 'aus', 1), 3, 'and goes to the conflicts when nothing is left to come');
+is($r->psql('aus', 'SELECT string_agg(concat(id, address), $$ $$ ORDER BY id) FROM app.mail'), '1a 2b 11x 12fine', 'the region has its own row, and all others');
+is(conflicts('aus'), 'app.mail {1} unique usa aus mail_address_key {"id": 1, "region": "usa", "address": "b"}, '
+	  . 'app.mail {10} unique usa aus mail_address_key {"id": 10, "region": "usa", "address": "x"}, '
+	  . 'app.mail {2} unique usa aus mail_address_key {"id": 2, "region": "usa", "address": "a"}', 'they are kept whole');
+is(conflicts('usa'), conflicts('aus'), 'at home too');
+is(ship('aus', 'usa', 1) . ship('aus', 'gbr', 1), '11', 'the other side\'s row cannot be shipped either');
+all_up();
+$r->psql('aus', q{UPDATE app.mail SET address = 'y' WHERE id = 11});
+$r->psql('usa', q{SELECT residency.resolve_conflict('app.mail', '{10}')});
+is(ship('usa', 'aus'), 1, 'when the cause is gone, the row is shipped again');
+$r->psql('aus', q{SELECT residency.resolve_conflict('app.mail', '{11}')});
+is(ship('aus', 'usa') . ship('aus', 'gbr'), '11', 'on both sides');
+# two rows that have swapped their values: the one is changed, and the other
+$r->psql('usa', q{SELECT residency.resolve_conflict('app.mail', '{1}', 'stored', '{"address": "z"}'); SELECT residency.resolve_conflict('app.mail', '{2}', 'stored')});
+is($r->all_equal('SELECT string_agg(concat(id, address), $$ $$ ORDER BY id) FROM app.mail', 'all copies are equal'), '1z 2a 10x 11y 12fine', 'with all rows');
+ship('usa', 'aus');
+is(conflicts('usa') . conflicts('aus') . conflicts('gbr'), '', 'and no conflict is left');
+
+# --- references ---------------------------------------------------------------------------------------------
+$r->psql('usa', q{INSERT INTO app.node VALUES (1, 'usa', NULL)});
+apart();
+$r->psql('usa', q{DELETE FROM app.node WHERE id = 1});
+$r->psql('aus', q{INSERT INTO app.node VALUES (2, 'aus', 1)});
+together();
+is(ship('usa', 'aus') . ship('usa', 'aus', 1), '01', 'a row that is no more is still referred to');
+is(ship('aus', 'usa') . ship('aus', 'usa', 1) . ship('aus', 'gbr', 1), '011', 'and what refers to it has nothing to refer to');
+is(conflicts('usa'), 'app.node {1} reference usa aus node_parent_fkey, app.node {2} reference aus usa node_parent_fkey {"id": 2, "parent": 1, "region": "aus"}', 'both are conflicts');
+all_up();
+$r->psql('aus', q{DELETE FROM app.node WHERE id = 2});
+$r->psql('usa', q{SELECT residency.resolve_conflict('app.node', '{1}')});
+is(ship('usa', 'aus'), 1, 'when nothing refers to it any more it goes');
+$r->psql('aus', q{SELECT residency.resolve_conflict('app.node', '{2}')});
+ship('aus', $_) foreach qw(usa gbr);
+is($r->all_equal('SELECT count(*) FROM app.node', 'all copies are equal'), 0, 'and empty');
+is(conflicts('usa') . conflicts('aus') . conflicts('gbr'), '', 'and no conflict is left');
+all_up();
+
+$r->psql('usa', 'CREATE ROLE plain');
+$r->fails('usa', q{SET ROLE plain; SELECT * FROM residency.conflicts}, '42501', qr/denied/, 'conflicts are for superusers');
+$r->fails('usa', q{SET ROLE plain; SELECT residency.resolve_conflict('app.item', '{1}')}, '42501', qr/denied/, 'and so are decisions');
+$r->fails('usa', q{SELECT residency.resolve_conflict('app.item', '{1}', 'mine')}, '22023', qr/which row to keep/, 'which are to be clear');
+$r->teardown;
+done_testing();
