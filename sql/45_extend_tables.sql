@@ -20,7 +20,17 @@ DECLARE
 	answer     text[];
 	floors     jsonb;
 	a          record;
+	behind     text;
 BEGIN
+	-- copies are made from the ones here, which must be complete, and stay so
+	SELECT string_agg(format('"%s"', w.region), ', ') INTO behind
+		FROM residency.ask(others, 'SELECT residency.withholds($1::pg_catalog.name)', ARRAY[residency.own_region()::text]) w
+		WHERE w.answer[1]::bool;
+	IF behind IS NOT NULL THEN
+		PERFORM residency.refuse(errcode => '55000',
+			message => format('region "%s" has not got all rows of global tables from %s yet', residency.own_region(), behind),
+			hint => 'Wait until SELECT * FROM residency.catch_up there shows no notes about it, or add the region elsewhere.');
+	END IF;
 	FOR r IN SELECT * FROM residency.rule ORDER BY kind, relation::text LOOP
 		table_name := residency.full_name(r.relation);
 		floors := residency.all_floors(table_name, others);

@@ -23,3 +23,9 @@ CREATE FUNCTION residency.set_region_state(region pg_catalog.text, state pg_cata
 COMMENT ON FUNCTION residency.set_region_state(pg_catalog.text, pg_catalog.text)
 	IS 'sets the state of a region as seen here, by hand; a health worker that runs decides anew';
 REVOKE ALL ON FUNCTION residency.set_region_state(pg_catalog.text, pg_catalog.text) FROM PUBLIC;
+
+CREATE FUNCTION residency.withholds(region pg_catalog.name) RETURNS pg_catalog.bool
+	LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'residency_withholds';
+COMMENT ON FUNCTION residency.withholds(pg_catalog.name)
+	IS 'step of add_region: has that region missed changes noted here; until the transaction ends nobody here leaves it out';
+REVOKE ALL ON FUNCTION residency.withholds(pg_catalog.name) FROM PUBLIC;

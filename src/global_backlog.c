@@ -55,6 +55,8 @@
 #include "health.h"
 #include "regions.h"
 
+PG_FUNCTION_INFO_V1(residency_withholds);
+
 /* first key of our advisory locks; the second is made of the region's name */
 #define BACKLOG_LOCK	0x72736479
 
@@ -317,4 +319,35 @@ residency_backlog_disown(Oid relid, const char *key)
 						   "AND key OPERATOR(pg_catalog.=) $2",
 						   lengthof(types), types, values, false);
 	SPI_finish();
+}
+
+/*
+ * SQL: residency.withholds(region).  Keeps everybody here from leaving the region out until
+ * the transaction ends, and tells whether somebody has.  Waits as long as lock_timeout says
+ * for those who are at it.
+ */
+Datum
+residency_withholds(PG_FUNCTION_ARGS)
+{
+	char	   *region = NameStr(*PG_GETARG_NAME(0));
+	Oid			types[] = {NAMEOID};
+	Datum		values[] = {PG_GETARG_DATUM(0)};
+	LOCKTAG		tag;
+	bool		found;
+
+	if (!superuser())
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("must be superuser to ask what a region has missed")));
+	lock_tag(&tag, region);
+	(void) LockAcquire(&tag, ExclusiveLock, false, false);
+	if (SPI_connect() != SPI_OK_CONNECT)
+		elog(ERROR, "SPI_connect failed");
+	PushActiveSnapshot(GetLatestSnapshot());
+	residency_spi_as_owner("SELECT FROM residency.backlog WHERE region OPERATOR(pg_catalog.=) $1 LIMIT 1",
+						   lengthof(types), types, values, false);
+	PopActiveSnapshot();
+	found = SPI_processed > 0;
+	SPI_finish();
+	PG_RETURN_BOOL(found);
 }

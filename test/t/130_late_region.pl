@@ -41,6 +41,9 @@ $r->psql('aus', 'ALTER TABLE app.details DROP COLUMN other');
 $r->psql('aus', q{INSERT INTO app.identity VALUES (gen_random_uuid(), 'aus', 1)});
 $r->fails('usa', $add, '55000', qr/global table app.identity holds rows in region "aus"/, 'and global ones empty');
 $r->psql('aus', 'DELETE FROM app.identity');
+$r->psql('gbr', q{INSERT INTO residency.backlog (region, relation, key) VALUES ('usa', 'app.plain'::regclass, '1:1')});
+$r->fails('usa', $add, '55000', qr/"usa" has not got all rows of global tables from "gbr"/, 'and the copies that it gets must be complete');
+$r->psql('gbr', 'DELETE FROM residency.backlog');
 is($r->psql($_, 'SELECT count(*) FROM residency.region'), 2, "$_ still knows two regions") foreach qw(usa gbr);
 is($r->psql('aus', 'SELECT count(*) FROM residency.self'), 0, 'and aus none');
 
