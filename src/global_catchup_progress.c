@@ -24,6 +24,9 @@ PG_FUNCTION_INFO_V1(residency_catch_up_progress);
 #define PROGRESS_NAME	"residency catch-up"
 #define PROGRESS_ERROR	256
 
+/* after so many µs without notes another catch-up begins */
+#define PROGRESS_GAP	(10 * INT64CONST(1000000))
+
 typedef struct ProgressSlot
 {
 	Oid			database;		/* InvalidOid: free */
@@ -119,12 +122,14 @@ residency_progress_shipped(const char *region, int done, bool left)
 	slot = claim_slot(region);
 	if (slot != NULL)
 	{
-		slot->last = GetCurrentTimestamp();
-		if (!slot->active)
+		TimestampTz now = GetCurrentTimestamp();
+
+		if (!slot->active && now - slot->last > PROGRESS_GAP)
 		{
-			slot->since = slot->last;
+			slot->since = now;
 			slot->shipped = 0;
 		}
+		slot->last = now;
 		slot->shipped += done;
 		slot->active = left;
 		slot->error[0] = '\0';
