@@ -62,6 +62,7 @@ typedef struct StartContext
 	FdwGroup   *once;			/* below a LIMIT: group of what is read at least once, or NULL */
 	PlanState  *pruner;			/* nearest Append that prunes at run time */
 	int			pruner_index;
+	bool		recursive;		/* at the side of a recursive union that reads its own rows */
 } StartContext;
 
 static void walk(PlanState *ps, StartContext context);
@@ -182,7 +183,7 @@ join_group(FdwNode *node, StartContext context)
 
 /*
  * Puts a custom scan into a group if it is a region lookup whose keys wait for no region.  One
- * that an Append may prune is left to itself.
+ * that an Append may prune is left to itself, and so is one whose keys a recursion has yet to find.
  */
 static void
 join_lookup(PlanState *ps, StartContext context)
@@ -190,7 +191,8 @@ join_lookup(PlanState *ps, StartContext context)
 	FdwGroup   *before;
 	ListCell   *lc;
 
-	if (context.group == NULL || context.pruner != NULL || residency_lookup_servers(ps) == NIL)
+	if (context.group == NULL || context.pruner != NULL || context.recursive ||
+		residency_lookup_servers(ps) == NIL)
 		return;
 	foreach(lc, ((CustomScanState *) ps)->custom_ps)
 	{
@@ -421,6 +423,11 @@ walk(PlanState *ps, StartContext context)
 		case T_MergeJoinState:
 		case T_HashJoinState:
 			walk_join(ps, context);
+			break;
+		case T_RecursiveUnionState:
+			walk(outerPlanState(ps), context);
+			context.recursive = true;
+			walk(innerPlanState(ps), context);
 			break;
 		case T_SubqueryScanState:
 			walk(((SubqueryScanState *) ps)->subplan, context);

@@ -19,6 +19,9 @@ my @cases = (
 	'a parameter that is grouped by' => [
 		'S0 SET plan_cache_mode = force_generic_plan', 'S0 PREPARE p(int) AS SELECT DISTINCT $1 AS one FROM g.event', 'S0 EXECUTE p(3)',
 		'S0 PREPARE q(int) AS SELECT $1, count(*), now() IS NULL FROM g.event GROUP BY $1, now()', 'S0 EXECUTE q(4)', 'S0 DEALLOCATE ALL', 'S0 RESET ALL' ],
+	'a lookup in a recursion, whose keys are not there when the statement begins' => [
+		map { "S2 WITH RECURSIVE tree (id, boss, depth) AS (SELECT w.id, w.boss, 1 FROM g.detail w WHERE w.id = $_"
+			  . ' UNION SELECT w.id, w.boss, depth + 1 FROM tree JOIN g.detail w ON w.id = tree.boss WHERE depth < 4) SELECT tree.id, depth FROM tree' } 1 .. 80 ],
 	'a directory row written twice in a transaction' => [
 		'S0 BEGIN', "S0 UPDATE g.person SET since = '2024-03-29' WHERE id = 5", "S0 UPDATE g.person SET since = '2024-03-30' WHERE id = 5",
 		'S0 INSERT INTO g.account VALUES (3, 500, \'gbr\')', 'S0 UPDATE g.account SET opened = \'2024-03-29\' WHERE no > 30', 'S0 DELETE FROM g.account WHERE no = 500',
