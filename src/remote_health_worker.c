@@ -320,14 +320,14 @@ wait_for_answers(long timeout)
  * locked.  Regions could not be heard meanwhile, which is not their fault.
  */
 static void
-forgive(long late)
+forgive(long late, TimestampTz now)
 {
 	for (int i = 0; i < worker.n; i++)
 	{
 		Probe	   *probe = worker.probes[i];
 
-		probe->answered = TimestampTzPlusMilliseconds(probe->answered, late);
-		probe->asked = TimestampTzPlusMilliseconds(probe->asked, late);
+		probe->answered = Min(TimestampTzPlusMilliseconds(probe->answered, late), now);
+		probe->asked = Min(TimestampTzPlusMilliseconds(probe->asked, late), now);
 	}
 }
 
@@ -372,7 +372,7 @@ residency_health_main(void)
 			now = GetCurrentTimestamp();
 			look = TimestampTzPlusMilliseconds(now, LOOK_MS);
 		}
-		forgive(TimestampDifferenceMilliseconds(expected, now));
+		forgive(TimestampDifferenceMilliseconds(expected, now), now);
 		heed_setting(now);
 		for (int i = 0; i < worker.n; i++)
 		{
