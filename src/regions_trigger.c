@@ -11,6 +11,7 @@
 #include "utils/rel.h"
 #include "utils/typcache.h"
 
+#include "guard.h"
 #include "regions.h"
 #include "worker.h"
 
@@ -70,6 +71,10 @@ residency_refuse_region_change(PG_FUNCTION_ARGS)
 	if (rule == NULL)
 		rule = residency_table_rule(relid);
 	if (rule == NULL)
+		return PointerGetDatum(trigdata->tg_newtuple);
+	/* what another region sends of a directory is no UPDATE of anybody's: a row that was
+	 * deleted and made anew with another home arrives as one change */
+	if (rule->kind == RESIDENCY_GLOBAL && residency_session_gateway() != NULL)
 		return PointerGetDatum(trigdata->tg_newtuple);
 
 	attno = rule->region_attno;
