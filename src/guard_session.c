@@ -37,6 +37,7 @@
 #include "guard_internal.h"
 #include "regions.h"
 #include "remote.h"
+#include "worker.h"
 
 PG_FUNCTION_INFO_V1(residency_hello);
 
@@ -112,6 +113,10 @@ residency_hello(PG_FUNCTION_ARGS)
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 				 errmsg("role \"%s\" may not act for gateway \"%s\"", login, gateway)));
+	if (residency_worker_unwelcome())
+		ereport(FATAL,
+				(errcode(ERRCODE_CANNOT_CONNECT_NOW),
+				 errmsg("the database is needed by a statement that wants it alone")));
 	strlcpy(session.gateway, gateway, sizeof(session.gateway));
 	session.admin = admin;
 	if (synchronous_commit < SYNCHRONOUS_COMMIT_ON)

@@ -26,6 +26,7 @@
 #include "storage/shmem.h"
 #include "utils/acl.h"
 #include "utils/backend_status.h"
+#include "utils/guc.h"
 #include "utils/timestamp.h"
 
 WorkerShared *residency_worker_shared = NULL;
@@ -156,6 +157,14 @@ transaction_callback(XactEvent event, void *arg)
 	}
 }
 
+/* true for the application_name of a worker's session, or of its like: "residency health".
+ * Sessions that gateways open for their clients are called "residency" alone. */
+static bool
+is_visitor(const char *name)
+{
+	return strncmp(name, RESIDENCY_WORKER_APPLICATION, strlen("residency ")) == 0;
+}
+
 /*
  * Sessions in a database that workers of other regions have opened end; they come back when
  * they find nobody in the way.  Whoever gives a session of their own that name loses it too.
@@ -170,9 +179,26 @@ end_visits(Oid database)
 		PgBackendStatus *backend = &compat_local_beentry(i)->backendStatus;
 
 		if (backend->st_databaseid == database && backend->st_backendType == B_BACKEND &&
-			strcmp(backend->st_appname, RESIDENCY_WORKER_APPLICATION) == 0)
+			is_visitor(backend->st_appname))
 			(void) kill(backend->st_procpid, SIGTERM);
 	}
+}
+
+/* see worker.h */
+bool
+residency_worker_unwelcome(void)
+{
+	WorkerSlot *slot;
+	bool		held;
+
+	if (residency_worker_shared == NULL || application_name == NULL ||
+		!is_visitor(application_name))
+		return false;
+	SpinLockAcquire(&residency_worker_shared->mutex);
+	slot = residency_worker_slot(MyDatabaseId);
+	held = slot != NULL && slot->held_until > GetCurrentTimestamp();
+	SpinLockRelease(&residency_worker_shared->mutex);
+	return held;
 }
 
 /*
@@ -191,6 +217,8 @@ leave_database(Oid database)
 		return;
 	SpinLockAcquire(&shared->mutex);
 	slot = residency_worker_slot(database);
+	if (slot != NULL)
+		slot->held_until = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), WORKER_YIELD_MS);
 	for (int kind = 0; slot != NULL && kind < RESIDENCY_WORKER_KINDS; kind++)
 	{
 		slot->process[kind].hold_until =

@@ -57,6 +57,9 @@ extern void residency_worker_init(void);
 /* application_name of workers' sessions in other regions; see residency_worker_yield */
 #define RESIDENCY_WORKER_APPLICATION "residency worker"
 
+/* true if this session is such a one, and somebody wants the database for themselves now */
+extern bool residency_worker_unwelcome(void);
+
 /* this process is a worker */
 extern bool residency_is_worker;
 

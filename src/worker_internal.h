@@ -51,6 +51,7 @@ typedef struct WorkerSlot
 {
 	Oid			database;		/* InvalidOid: free */
 	WorkerDatabase state;
+	TimestampTz held_until;		/* somebody needs the database alone until then, at most */
 	WorkerProcess process[RESIDENCY_WORKER_KINDS];
 } WorkerSlot;
 
