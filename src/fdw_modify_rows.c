@@ -19,7 +19,11 @@
 
 #include "access/htup_details.h"
 #include "access/sysattr.h"
+#include "access/table.h"
 #include "access/xact.h"
+#include "catalog/partition.h"
+#include "catalog/pg_class.h"
+#include "catalog/pg_inherits.h"
 #include "catalog/pg_type.h"
 #include "executor/executor.h"
 #include "foreign/foreign.h"
@@ -87,14 +91,10 @@ make_converters(FdwModify *modify)
 		modify->input = residency_input_make(desc, modify->returning);
 }
 
-/* can a write of this kind touch no other number of rows than it says? */
+/* do these triggers leave alone which rows are written? */
 static bool
-is_certain(Relation rel, CmdType operation, bool do_nothing)
+is_harmless(const TriggerDesc *triggers, CmdType operation)
 {
-	TriggerDesc *triggers = rel->trigdesc;
-
-	if (do_nothing || rel->rd_rules != NULL)
-		return false;
 	if (triggers == NULL)
 		return true;
 	switch (operation)
@@ -106,6 +106,34 @@ is_certain(Relation rel, CmdType operation, bool do_nothing)
 		default:
 			return !triggers->trig_delete_before_row && !triggers->trig_delete_instead_row;
 	}
+}
+
+/*
+ * Can a write of this kind touch no other number of rows than it says?  Triggers that the table had
+ * before it was made resident are on the home partitions only; ours here has the same as the one there.
+ */
+static bool
+is_certain(Relation rel, CmdType operation, bool do_nothing)
+{
+	bool		certain;
+	ListCell   *lc;
+
+	if (do_nothing || rel->rd_rules != NULL)
+		return false;
+	certain = is_harmless(rel->trigdesc, operation);
+	if (!certain || !rel->rd_rel->relispartition)
+		return certain;
+	foreach(lc, find_inheritance_children(get_partition_parent(RelationGetRelid(rel), false), NoLock))
+	{
+		Relation	home;
+
+		if (get_rel_relkind(lfirst_oid(lc)) != RELKIND_RELATION)
+			continue;
+		home = table_open(lfirst_oid(lc), AccessShareLock);
+		certain = certain && home->rd_rules == NULL && is_harmless(home->trigdesc, operation);
+		table_close(home, NoLock);
+	}
+	return certain;
 }
 
 /*

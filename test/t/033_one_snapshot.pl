@@ -27,9 +27,9 @@ $r->psql('usa', q{SET residency.fetch_size = 64; INSERT INTO item SELECT id + 20
 is($count->(), 12020, 'in several batches');
 $r->psql('usa', 'UPDATE item SET n = same(n) + 1 WHERE id < 20000');
 is($count->('n = id % 10000 + 1 AND id < 20000'), 6000, 'UPDATE row by row changes each row once');
-is($r->psql('usa', q{SET residency.fetch_size = 64; DELETE FROM item a USING item b WHERE same(a.id) = b.id + 10000 AND a.region = 'gbr' RETURNING 1}) =~ tr/1//, 3000 + 3010 + 3010,
+is($r->psql('usa', q{SET residency.fetch_size = 64; DELETE FROM item a USING item b WHERE same(a.id) = b.id + 10000 AND b.id % 10 = 0 AND a.region = 'gbr' RETURNING 1}) =~ tr/1//, 300 + 301 + 301,
 	'DELETE joined to the table itself');
-is($count->(), 3000, 'and what it leaves');
+is($count->(), 12020 - 902, 'and what it leaves');
 is($r->psql('usa', q{
 	SET enable_hashjoin = off; SET enable_mergejoin = off; SET enable_material = off;
 	WITH w AS (INSERT INTO item SELECT id + 50000, 'gbr', 0 FROM here RETURNING id)
