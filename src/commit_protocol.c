@@ -341,12 +341,24 @@ send_decision(void)
 	RESIDENCY_FAULT(all_told);
 }
 
+/* was the region's part gone when it was told?  Then the resolver, or another
+ * participant, was faster; it is theirs to look again. */
+static bool
+was_overtaken(const RemoteRegion *region)
+{
+	const char *state = region->decision && region->decision->result ?
+		PQresultErrorField(region->decision->result, PG_DIAG_SQLSTATE) : NULL;
+
+	return state != NULL && strcmp(state, "42704") == 0;
+}
+
 /* waits for the regions to apply the decision, if the setting says so.  Must not throw. */
 static void
 await_applied(void)
 {
 	TrackedCommit *commit = commit_state.current;
 	const char *missing = NULL;
+	bool		overtaken = false;
 
 	commit_state.applying = false;
 	if (residency_commit_wait == RESIDENCY_COMMIT_APPLIED)
@@ -356,21 +368,23 @@ await_applied(void)
 	{
 		RemoteRegion *region = commit->regions[i];
 
-		if (region->decision == NULL || region->decision->failed ||
-			(!region->decision->answered && residency_commit_wait == RESIDENCY_COMMIT_APPLIED))
+		if (was_overtaken(region))
+			overtaken = true;
+		else if (region->decision == NULL || region->decision->failed ||
+				 (!region->decision->answered && residency_commit_wait == RESIDENCY_COMMIT_APPLIED))
 			missing = region->name;
 		forget_commit(region);
 	}
 	if (commit->waiting <= 0)
 		commit->xid = 0;
 	commit_state.current = NULL;
-	if (missing == NULL)
-		return;
-	residency_worker_wake(RESIDENCY_WORKER_RESOLVER);
-	ereport(WARNING,
-			(errcode(ERRCODE_TRANSACTION_RESOLUTION_UNKNOWN),
-			 errmsg("the transaction is committed, but region \"%s\" has not applied it yet", missing),
-			 errhint("The resolver finishes it as soon as the region answers; SELECT * FROM residency.transactions shows it until then.")));
+	if (missing != NULL || overtaken)
+		residency_worker_wake(RESIDENCY_WORKER_RESOLVER);
+	if (missing != NULL)
+		ereport(WARNING,
+				(errcode(ERRCODE_TRANSACTION_RESOLUTION_UNKNOWN),
+				 errmsg("the transaction is committed, but region \"%s\" has not applied it yet", missing),
+				 errhint("The resolver finishes it as soon as the region answers; SELECT * FROM residency.transactions shows it until then.")));
 }
 
 /* rolls back everywhere, without waiting.  Must not throw. */
