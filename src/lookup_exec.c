@@ -322,16 +322,22 @@ residency_lookup_set_group(PlanState *ps, FdwGroup *group)
 	lookup_of(ps)->group = group;
 }
 
-/* asks for the first keys, unless that was done; does not wait */
+/*
+ * Asks for the first keys, unless that was done; does not wait.  The plan below is run in the
+ * query's memory, as the executor does: who starts a group may be a ForeignScan, which is called
+ * in memory of one row, and a hash table made there would be freed behind its join's back.
+ */
 void
 residency_lookup_start(PlanState *ps)
 {
 	LookupState *state = lookup_of(ps);
+	MemoryContext old = MemoryContextSwitchTo(ps->state->es_query_cxt);
 
 	if (ps->chgParam != NULL)
 		ExecReScan(ps);
 	if (state->live && !state->started && !state->exhausted && state->nbatches == 0)
 		add_batch(state);
+	MemoryContextSwitchTo(old);
 }
 
 /* the next batch is in place and complete; false if there is none */

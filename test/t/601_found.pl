@@ -22,6 +22,9 @@ my @cases = (
 	'a lookup in a recursion, whose keys are not there when the statement begins' => [
 		map { "S2 WITH RECURSIVE tree (id, boss, depth) AS (SELECT w.id, w.boss, 1 FROM g.detail w WHERE w.id = $_"
 			  . ' UNION SELECT w.id, w.boss, depth + 1 FROM tree JOIN g.detail w ON w.id = tree.boss WHERE depth < 4) SELECT tree.id, depth FROM tree' } 1 .. 80 ],
+	# each time the context of the hash table was put among the free ones twice; the server aborts when they are too many
+	'a hash join below a lookup that a scan of another region starts (memory freed twice)' => [
+		("S0 SELECT initcap(t1.name) AS c1 FROM g.v_people t1 JOIN g.v_sums t2 ON t1.id = t2.n LEFT JOIN generate_series(1, 20) t3 (n) ON t1.id = t3.n AND t1.id >= -3 AND '2024-12-29'::date < current_date WHERE '0.5'::float8 < t3.n") x 30 ],
 	'a directory row written twice in a transaction' => [
 		'S0 BEGIN', "S0 UPDATE g.person SET since = '2024-03-29' WHERE id = 5", "S0 UPDATE g.person SET since = '2024-03-30' WHERE id = 5",
 		'S0 INSERT INTO g.account VALUES (3, 500, \'gbr\')', 'S0 UPDATE g.account SET opened = \'2024-03-29\' WHERE no > 30', 'S0 DELETE FROM g.account WHERE no = 500',
