@@ -42,6 +42,7 @@ extern void residency_border_init(void);
 /* border_explain.c */
 extern void residency_border_explain(ExplainState *es, List *regions, const RemoteTraffic *traffic);
 extern RemoteTally *residency_border_tally(const EState *estate);
+extern void residency_border_expect(ExplainState *es, double keys, int round_trips);
 extern void residency_border_explain_init(void);
 
 #endif							/* RESIDENCY_BORDER_H */

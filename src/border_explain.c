@@ -63,6 +63,20 @@ residency_border_explain(ExplainState *es, List *regions, const RemoteTraffic *t
 }
 
 /*
+ * What the planner expects of a node that has not run, where costs are printed: keys
+ * (negative: the node has none) and round trips for each time that it runs.
+ */
+void
+residency_border_expect(ExplainState *es, double keys, int round_trips)
+{
+	if (es->analyze || !es->costs)
+		return;
+	if (keys >= 0)
+		ExplainPropertyFloat("Expected Keys", NULL, keys, 0, es);
+	ExplainPropertyInteger("Expected Round Trips", NULL, round_trips, es);
+}
+
+/*
  * Opens the group of a query again that has just been closed, the last thing in the output.
  * False if it does not look as it should.
  */

@@ -53,6 +53,7 @@ residencyExplainForeignScan(ForeignScanState *node, ExplainState *es)
 		ExplainPropertyText("Done There", does, es);
 	explain_node(es, plan->fs_server, strVal(list_nth(plan->fdw_private, FdwScanSql)),
 				 scan_traffic(node));
+	residency_border_expect(es, -1, 1);
 }
 
 /*
@@ -65,6 +66,7 @@ residencyExplainDirectModify(ForeignScanState *node, ExplainState *es)
 
 	explain_node(es, plan->fs_server, strVal(list_nth(plan->fdw_private, FdwDirectSql)),
 				 scan_traffic(node));
+	residency_border_expect(es, -1, 1);
 }
 
 /*

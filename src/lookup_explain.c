@@ -97,6 +97,7 @@ residency_lookup_explain(CustomScanState *node, List *ancestors, ExplainState *e
 			regions = lappend(regions, i == state->local ? "local" : state->targets[i].region);
 	}
 	residency_border_explain(es, regions, state->tally ? &state->tally->traffic : NULL);
+	residency_border_expect(es, state->outer != NULL ? state->outer->plan->plan_rows : plan->scan.plan.plan_rows, 1);
 	if (es->verbose)
 		ExplainPropertyText("Remote SQL",
 							residency_question_text(state->sql, state->targets[0].partition), es);

@@ -104,6 +104,8 @@ like($plan, qr/Keys: 3\n +Regions: (aus, gbr|gbr, aus), local\n +Round Trips: 1\
 $plan = $session->query('EXPLAIN (VERBOSE, COSTS OFF) SELECT name FROM person WHERE ref = 1');
 like($plan, qr/Regions: $_\n +Remote SQL: SELECT name FROM $_\.person WHERE/, "without ANALYZE: the region and the SQL for $_") foreach qw(gbr aus);
 unlike($plan, qr/Border|Round Trips/, '... and nothing that is not known');
+like($session->query('EXPLAIN SELECT * FROM person WHERE id IN (SELECT id FROM who WHERE id = 4)'), qr/Region Lookup.*Regions: [^\n]*\n +Expected Keys: 1\n +Expected Round Trips: 1\n/s, 'with costs: what is expected of a lookup');
+like($session->query('EXPLAIN SELECT name FROM person'), qr/Foreign Scan.*Regions: gbr\n +Expected Round Trips: 1\n/s, '... and of a scan');
 unlike($session->query("$explain SELECT count(*) FROM who"), qr/Regions|Border|Round Trips/, 'nothing about a statement that crossed no border');
 like($session->query("$explain DELETE FROM gbr.visit WHERE id = 4 RETURNING *"), qr/Foreign Delete on visit .*\n +Regions: gbr\n +Round Trips: 1\n +Border: rows out=0 in=1 /,
 	'a direct DELETE');
