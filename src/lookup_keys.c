@@ -93,15 +93,22 @@ remove_duplicates(LookupState *state, int column, KeyElements *elements)
 	elements->n = n;
 }
 
-/* evaluates the keys of a scan; "arrays" is set to them, NIL if there is none */
+/*
+ * Evaluates the keys of a scan; "arrays" is set to them, NIL if there is none.  Their memory is
+ * used again by each rescan, of which a nested loop makes one for each outer row.
+ */
 static void
 evaluate_scan_keys(LookupState *state)
 {
 	ExprContext *econtext = state->css.ss.ps.ps_ExprContext;
-	MemoryContext old = MemoryContextSwitchTo(state->css.ss.ps.state->es_query_cxt);
+	MemoryContext old;
 	ListCell   *lc;
 
-	list_free_deep(state->arrays);
+	if (state->arrays_context == NULL)
+		state->arrays_context = AllocSetContextCreate(state->css.ss.ps.state->es_query_cxt,
+													  "residency lookup keys", ALLOCSET_SMALL_SIZES);
+	MemoryContextReset(state->arrays_context);
+	old = MemoryContextSwitchTo(state->arrays_context);
 	state->arrays = NIL;
 	foreach(lc, state->key_states)
 	{

@@ -169,7 +169,7 @@ typedef struct LookupState
 	FdwOutput  *param_output;
 	int			nparams;
 	const char **param_values;
-	MemoryContext param_context;
+	MemoryContext param_context, arrays_context;
 	bool		params_known;
 	List	   *row_exprs;		/* of a direct write: values for each row of the key side */
 	List	   *row_states;

@@ -70,4 +70,11 @@ SKIP:
 	cmp_ok(anonymous() - $before, '<', 20_000, 'four times the keys take no more memory (kB)');
 }
 
+# keys of a scan that is run again for each outer row, 16 kB each time; the memory is read before the query ends
+my $again = 'WITH x AS MATERIALIZED (SELECT count(*) AS n FROM generate_series(1, 3000) o (n), LATERAL (SELECT d.name FROM app.details d WHERE d.id = ANY (array_fill(o.n, ARRAY[2000])) OFFSET 0) x)'
+	. " SELECT n, (SELECT sum(total_bytes) / 1024 < 20000 FROM pg_backend_memory_contexts) FROM x";
+$session->query('RESET enable_nestloop');
+like($session->query("EXPLAIN $again"), qr/Region Lookup/, 'a scan run again and again is a lookup');
+is($session->query($again), '3000|t', 'its keys use the same memory again');
+
 done_testing();
