@@ -24,6 +24,7 @@
 #include "catalog/partition.h"
 #include "catalog/pg_class.h"
 #include "catalog/pg_inherits.h"
+#include "catalog/pg_trigger.h"
 #include "catalog/pg_type.h"
 #include "executor/executor.h"
 #include "foreign/foreign.h"
@@ -91,21 +92,22 @@ make_converters(FdwModify *modify)
 		modify->input = residency_input_make(desc, modify->returning);
 }
 
-/* do these triggers leave alone which rows are written? */
+/* do the triggers of a relation leave alone which rows are written?  Our own one only refuses. */
 static bool
 is_harmless(const TriggerDesc *triggers, CmdType operation)
 {
-	if (triggers == NULL)
-		return true;
-	switch (operation)
+	int16		event = operation == CMD_INSERT ? TRIGGER_TYPE_INSERT :
+		operation == CMD_UPDATE ? TRIGGER_TYPE_UPDATE : TRIGGER_TYPE_DELETE;
+
+	for (int i = 0; triggers != NULL && i < triggers->numtriggers; i++)
 	{
-		case CMD_INSERT:
-			return !triggers->trig_insert_before_row && !triggers->trig_insert_instead_row;
-		case CMD_UPDATE:
-			return !triggers->trig_update_before_row && !triggers->trig_update_instead_row;
-		default:
-			return !triggers->trig_delete_before_row && !triggers->trig_delete_instead_row;
+		const Trigger *trigger = &triggers->triggers[i];
+
+		if (TRIGGER_FOR_ROW(trigger->tgtype) && !TRIGGER_FOR_AFTER(trigger->tgtype) &&
+			(trigger->tgtype & event) != 0 && strcmp(trigger->tgname, "~residency_region") != 0)
+			return false;
 	}
+	return true;
 }
 
 /*
