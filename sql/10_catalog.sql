@@ -35,10 +35,12 @@ CREATE TABLE residency.region (
 	name         pg_catalog.name PRIMARY KEY,
 	number       pg_catalog.int4 NOT NULL UNIQUE CHECK (number BETWEEN 1 AND 64),
 	incarnation  pg_catalog.int8 NOT NULL UNIQUE,
-	role         pg_catalog.name UNIQUE
+	role         pg_catalog.name UNIQUE,
+	joined_in    pg_catalog.xid8 NOT NULL DEFAULT pg_catalog.pg_current_xact_id()
 );
 COMMENT ON TABLE residency.region IS 'all regions of the deployment, this one included';
 COMMENT ON COLUMN residency.region.role IS 'role by which that region logs in here as a gateway; null for this region';
+COMMENT ON COLUMN residency.region.joined_in IS 'transaction of this region that let it join';
 
 CREATE TABLE residency.rule (
 	relation       pg_catalog.regclass PRIMARY KEY,

@@ -33,7 +33,9 @@ LANGUAGE sql STABLE PARALLEL SAFE
 BEGIN ATOMIC
 	SELECT p.gid
 	FROM pg_catalog.pg_prepared_xacts p
-	WHERE p.owner OPERATOR(pg_catalog.=) SESSION_USER
+	WHERE (p.owner OPERATOR(pg_catalog.=) SESSION_USER
+		   -- its role is made by the very transaction that is prepared: a superuser has to finish it
+		   OR (p.owner IS NULL AND pg_catalog.current_setting('is_superuser') OPERATOR(pg_catalog.=) 'on'))
 	  AND p.database OPERATOR(pg_catalog.=) pg_catalog.current_database()
 	  AND pg_catalog.starts_with(p.gid, 'residency:');
 END;

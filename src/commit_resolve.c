@@ -18,7 +18,8 @@
  * have lost the row to a failover.
  *
  * Only gids of our own incarnation are touched, prepared by our gateway role, in that
- * database: what a clone, another deployment or a user prepared is not ours.
+ * database: what a clone, another deployment or a user prepared is not ours.  In a newcomer
+ * that role is made by the part itself: commit_joining.c.
  *
  * A decision row that was there before 1 is deleted when every region of it was looked at
  * in 4 and none still has a part of it; the traces there go first.  Of a row that is younger
@@ -332,6 +333,23 @@ forget_finished(ResolveRound *round, List *candidates)
 	forget_here(done);
 }
 
+/* steps 1 to 4 in the regions of the round, all side by side */
+void
+residency_resolve_prepared(ResolveRound *round)
+{
+	List	   *actions;
+
+	residency_resolve_list(round);
+	actions = make_verdicts(round);
+	if (actions == NIL)
+		return;
+	RESIDENCY_FAULT(resolver_knows);
+	send_verdicts(round, actions);
+	RESIDENCY_FAULT(resolver_told);
+	residency_resolve_list(round);
+	report(round, actions);
+}
+
 /*
  * One round over all regions that the filter wants (NULL: all).  Each of its steps waits at
  * most timeout_ms.  Returns ResolveResults; throws only for what is wrong here.
@@ -341,21 +359,12 @@ residency_resolve_round(ResolveFilter wanted, int timeout_ms)
 {
 	ResolveRound round;
 	List	   *candidates;
-	List	   *actions;
 
 	residency_resolve_begin(&round, wanted, timeout_ms);
 	candidates = residency_resolve_candidates(&round);
-	residency_resolve_list(&round);
-	actions = make_verdicts(&round);
-	if (actions != NIL)
-	{
-		RESIDENCY_FAULT(resolver_knows);
-		send_verdicts(&round, actions);
-		RESIDENCY_FAULT(resolver_told);
-		residency_resolve_list(&round);
-		report(&round, actions);
-	}
+	residency_resolve_prepared(&round);
 	forget_finished(&round, candidates);
+	residency_resolve_joining(&round, wanted);
 	return round.results;
 }
 

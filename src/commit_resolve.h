@@ -70,7 +70,11 @@ extern void residency_resolve_result(ResolveRound *round, const char *region, co
 extern List *residency_peers_find(ResolveRound *round, int *waiting, long *next_ms);
 extern bool residency_peers_finish(void *verdicts);
 
+/* commit_joining.c */
+extern void residency_resolve_joining(ResolveRound *round, ResolveFilter wanted);
+
 /* commit_resolve.c */
+extern void residency_resolve_prepared(ResolveRound *round);
 extern List *residency_resolve_round(ResolveFilter wanted, int timeout_ms);
 
 /* commit_worker.c */

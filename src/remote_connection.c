@@ -180,7 +180,8 @@ residency_connection_start(RemoteRegion *region)
 
 	/* in this order: whoever goes away behind the second line has left after the first */
 	region->connect_start = GetCurrentTimestamp();
-	if (residency_region_state(region->name) == RESIDENCY_AWAY)
+	/* a newcomer that does not let the gateway in yet is away for the gateway only */
+	if (region->joined && residency_region_state(region->name) == RESIDENCY_AWAY)
 	{
 		residency_error_store_text(region, Max(region->base, 1),
 								   ERRCODE_SQLCLIENT_UNABLE_TO_ESTABLISH_SQLCONNECTION,
