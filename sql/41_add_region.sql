@@ -44,6 +44,13 @@ $$;
 COMMENT ON FUNCTION residency.prepare_server(pg_catalog.name, pg_catalog.text)
 	IS 'part of add_region: server and admin mapping of the region that joins';
 
+-- Rolls back what an earlier call of this region left prepared in a newcomer.
+CREATE FUNCTION residency.finish_attempt(region pg_catalog.name) RETURNS pg_catalog.void
+	LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'residency_finish_attempt';
+COMMENT ON FUNCTION residency.finish_attempt(pg_catalog.name)
+	IS 'part of add_region: rolls back what an earlier call left prepared in the region that joins';
+REVOKE EXECUTE ON FUNCTION residency.finish_attempt(pg_catalog.name) FROM PUBLIC;
+
 -- Compares the other server with this one.  The first question asks nothing that needs
 -- the extension, so that its absence can be told from other errors.
 CREATE FUNCTION residency.check_newcomer(region pg_catalog.name) RETURNS pg_catalog.text[]
@@ -70,6 +77,7 @@ DECLARE
 				  AND pg_catalog.starts_with(p.gid, 'residency:'))
 		FROM pg_catalog.pg_database d
 		WHERE d.datname OPERATOR(pg_catalog.=) pg_catalog.current_database()$sql$;
+	mine  CONSTANT text := format('residency:%s:%%', lpad(to_hex((SELECT s.incarnation FROM residency.self s)), 16, '0'));
 	here  text[];
 	there text[];
 	label text;
@@ -115,12 +123,16 @@ BEGIN
 			hint => 'Run ALTER EXTENSION residency UPDATE in the region with the older version.');
 	END IF;
 	-- of a call whose gateway died before it was decided: no region knows the newcomer, so
-	-- nobody but its operator can finish it.  One that was decided is known here.
+	-- nobody could finish it until somebody names it again.  One that was decided is known here.
+	IF there[12] LIKE mine THEN
+		PERFORM residency.finish_attempt(region);
+		SELECT a.answer INTO there FROM residency.ask(ARRAY[region], question, joined => false) a;
+	END IF;
 	IF there[12] IS NOT NULL THEN
 		PERFORM residency.refuse(errcode => '55000',
 			message => format('database of region "%s" holds a prepared transaction of another attempt to let it join', region),
 			detail => format('Its name: %s.', there[12]),
-			hint => CASE WHEN there[12] LIKE format('residency:%s:%%', lpad(to_hex((SELECT s.incarnation FROM residency.self s)), 16, '0'))
+			hint => CASE WHEN there[12] LIKE mine
 					THEN format('It was never decided. Run ROLLBACK PREPARED %L in that database, and call again.', there[12])
 					ELSE 'Let the region that began it finish it, or run ROLLBACK PREPARED in that database if that region is gone.' END);
 	END IF;

@@ -40,7 +40,7 @@ BEGIN ATOMIC
 	  AND pg_catalog.starts_with(p.gid, 'residency:');
 END;
 COMMENT ON FUNCTION residency.prepared_here()
-IS 'gids of the prepared transactions in this database that belong to the role that logged in';
+IS 'gids of the prepared transactions in this database that belong to the role that logged in; to a superuser also those of no visible role';
 
 CREATE FUNCTION residency.resolve(OUT region pg_catalog.text, OUT gid pg_catalog.text, OUT action pg_catalog.text)
 RETURNS SETOF pg_catalog.record

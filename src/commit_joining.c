@@ -1,6 +1,6 @@
 /*
  * commit_joining.c
- *		A newcomer whose add_region() was decided here, but which holds its part prepared.
+ *		A newcomer that holds its part of add_region() prepared, since this gateway died.
  *
  * That part has made the very role by which this region's gateway logs in there, so the
  * resolver cannot come in as the gateway, and the part's owner is a role that nobody sees.
@@ -11,6 +11,9 @@
  * It does so only for a region that let the gateway down in this round, and whose row here was
  * written by the very transaction that a decision row still waits for.  A region that is
  * away later on is never asked as a superuser.
+ *
+ * If add_region() was not decided, this region has forgotten with it where the newcomer is.
+ * Then the next call for it, which tells that again, finishes the one before.
  */
 #include "commit_resolve.h"
 
@@ -18,6 +21,9 @@
 #include "miscadmin.h"
 
 #include "regions.h"
+#include "regions_internal.h"
+
+PG_FUNCTION_INFO_V1(residency_finish_attempt);
 
 /* regions that joined by a transaction of ours that is not finished, with the superusers that
  * have a mapping for them */
@@ -131,4 +137,33 @@ residency_resolve_joining(ResolveRound *round, ResolveFilter wanted)
 			finish_by(round, way))
 			done = way->serverid;
 	}
+}
+
+/*
+ * SQL: residency.finish_attempt(region), step of add_region.  What this transaction has
+ * asked the newcomer so far is rolled back, as nothing can be finished inside a transaction.
+ * What cannot be finished stays, for the caller to see.
+ */
+Datum
+residency_finish_attempt(PG_FUNCTION_ARGS)
+{
+	MemoryContext context = CurrentMemoryContext;
+	ResolveRegion there = {.reached = true};
+	ResolveRound round = {.n = 1, .regions = &there, .timeout_ms = residency_connect_timeout};
+	ListCell   *lc;
+
+	residency_require_superuser("finish an earlier attempt to add a region");
+	/* the original may be at it just now */
+	if (residency_self() == NULL || residency_self()->copy)
+		PG_RETURN_VOID();
+	there.region = residency_admin_connection(NameStr(*PG_GETARG_NAME(0)), false);
+	residency_transaction_abort_level(there.region, 1);
+	if (SPI_connect() != SPI_OK_CONNECT)
+		elog(ERROR, "SPI_connect failed");
+	MemoryContextSwitchTo(context);
+	residency_resolve_prepared(&round);
+	SPI_finish();
+	foreach(lc, round.results)
+		residency_resolver_note(lfirst(lc));
+	PG_RETURN_VOID();
 }

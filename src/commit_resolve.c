@@ -61,6 +61,17 @@ is_traced(ResolveRound *round, const char *gid)
 	return false;
 }
 
+/*
+ * True while the origin of a gid, seen prepared, may still decide.  This very transaction has not
+ * prepared anything yet: a gid with its xid is of one that had it before a crash.
+ */
+static bool
+is_undecided(uint64 xid)
+{
+	return xid != U64FromFullTransactionId(GetTopFullTransactionIdIfAny()) &&
+		residency_resolve_is_running(xid);
+}
+
 /* one action for every gid of our incarnation found in step 1, with step 2 done; the gids in *gids */
 static List *
 list_actions(ResolveRound *round, List **gids)
@@ -83,7 +94,7 @@ list_actions(ResolveRound *round, List **gids)
 			action = palloc0(sizeof(Action));
 			action->where = &round->regions[i];
 			action->gid = lfirst(lc);
-			if (residency_resolve_is_running(xid))
+			if (is_undecided(xid))
 				action->name = "running";
 			*gids = lappend(*gids, action->gid);
 			actions = lappend(actions, action);
