@@ -72,5 +72,23 @@ $r->disarm('usa');
 $r->revive('usa');
 is(settled(1), '000', 'decided: nothing is left after 10 s');
 is(known(), '111', 'decided: all know each other');
+
+# the same when the newcomer was gone too, for so long that the gateway calls it away
+my $second = Regions->new(regions => [qw(nzl)], faults => 1, join => 0, conf => "residency.workers = on\nresidency.resolve_interval = 1s\n");
+$r->arm('usa', 'decided:crash_server');
+($code, $out, $err) = $r->try('usa', sprintf("SELECT residency.add_region('nzl', '%s user=%s')", $second->connection('nzl'), $r->{user}));
+ok($code != 0 && $r->fired('usa'), 'gateway crashed at "decided" again');
+$second->stop('nzl');
+$r->disarm('usa');
+$r->revive('usa');
+ok($r->poll('usa', q{SELECT state = 'away' FROM residency.regions WHERE name = 'nzl'}), 'away: the gateway sees the newcomer gone');
+$second->start('nzl');
+my $since = time;
+ok($second->poll('nzl', 'SELECT count(*) = 4 FROM residency.region'), 'away: the newcomer knows all');
+cmp_ok(time - $since, '<', 10, 'away: within 10 s of its return');
+ok($r->poll('usa', q{SELECT state = 'up' FROM residency.regions WHERE name = 'nzl'}), 'away: it is up');
+ok($r->poll('usa', 'SELECT count(*) = 0 FROM residency.transaction'), 'away: nothing is left at the gateway');
+is($second->psql('nzl', 'SELECT (SELECT count(*) FROM pg_prepared_xacts) + (SELECT count(*) FROM residency.transaction)'), 0, 'away: nothing is left in the newcomer');
+$second->teardown;
 $newcomer->teardown;
 done_testing();
