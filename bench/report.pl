@@ -93,8 +93,8 @@ sub contenders
 		plot('one-client-' . $distance =~ s{/}{-}r, "times of each statement at $distance ms",
 			"set title 'one client, $distance ms round trip'\nset ylabel 'ms (log)'\nset logscale y\nset yrange [10:*]\n"
 			  . "set style data histogram\nset style histogram clustered gap 1\nset style fill solid\nset xtics rotate by -30 noenhanced\n"
-			  . "set bmargin 7\nset key outside top right\nplot " . join(', ', map {
-				my $i = $_; "'$file' using @{[ $i + 2 ]}:xtic(1) title '$title{$contenders[$i]}' ls @{[ $i + 1 ]}" =~ s/_/\\_/gr =~ s/\\_(?=tic)/_/gr
+			  . "set bmargin 7\nset key outside top right noenhanced\nplot " . join(', ', map {
+				my $i = $_; "'$file' using @{[ $i + 2 ]}:xtic(1) title '$title{$contenders[$i]}' ls @{[ $i + 1 ]}"
 			} 0 .. $#contenders) . "\n");
 	}
 	return;
