@@ -10,7 +10,7 @@ use warnings;
 
 use File::Basename qw(dirname);
 use lib dirname(__FILE__), dirname(__FILE__) . '/../test/lib';
-use Bench qw(add_contenders contenders deployment distance fill keys_table median quantile record uuid);
+use Bench qw(add_contenders contenders deployment distance fill keys_table median record uuid);
 use File::Temp qw(tempdir);
 use Getopt::Long;
 use PostgreSQL::Test::Utils;

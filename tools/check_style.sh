@@ -190,15 +190,15 @@ perl_compiles()
 	local inc
 
 	inc=$(dirname "$(dirname "$(${PG_CONFIG:-pg_config} --pgxs)")")/test/perl
-	for f in test/lib/*.p[lm] test/t/*.pl; do
+	for f in test/lib/*.p[lm] test/t/*.pl bench/*.p[lm]; do
 		[ -e "$f" ] || continue
-		perl -I"$inc" -Itest/lib -wc "$f" 2>&1 | grep -v 'syntax OK'
+		perl -I"$inc" -Itest/lib -Ibench -wc "$f" 2>&1 | grep -v 'syntax OK'
 	done
 }
 
 shell_compiles()
 {
-	for f in test/run .ci/run init.sh tools/*.sh test/lib/*.sh bench/*.sh; do
+	for f in test/run .ci/run init.sh tools/*.sh test/lib/*.sh bench/run; do
 		[ -e "$f" ] && bash -n "$f"
 	done
 }

@@ -113,7 +113,7 @@ fails_whole('no such role in one region', '42704', qr/region "gbr".*clerk/s,
 	my ($deployment) = $r->psql('gbr', 'SELECT deployment FROM residency.self');
 
 	$r->fails('gbr', "BEGIN; SET SESSION AUTHORIZATION residency_usa; SELECT residency.hello($deployment, 'gbr', '0.0.0', 'usa', false)",
-		'\w{5}', qr/version 0\.0\.0 at gateway "usa".*HINT: .*same version/s, 'another version of the extension is refused, by its first word');
+		'08004', qr/version 0\.0\.0 at gateway "usa".*HINT: .*same version/s, 'another version of the extension is refused, by its first word');
 }
 
 # --- disks ----------------------------------------------------------------------------
