@@ -115,7 +115,7 @@ retry_conflicts(void)
 		residency_spi_as_owner("WITH c AS (UPDATE residency.conflict SET noticed_at = pg_catalog.now() "
 							   "WHERE region OPERATOR(pg_catalog.=) $1 AND home OPERATOR(pg_catalog.=) $2 "
 							   "AND kind OPERATOR(pg_catalog.<>) 'key' AND noticed_at OPERATOR(pg_catalog.<) "
-							   "pg_catalog.now() OPERATOR(pg_catalog.-) '" CONFLICT_RETRY "'::pg_catalog.interval "
+							   "(pg_catalog.now() OPERATOR(pg_catalog.-) '" CONFLICT_RETRY "'::pg_catalog.interval) "
 							   "RETURNING region, relation, key) "
 							   "INSERT INTO residency.backlog (region, relation, key) "
 							   "SELECT DISTINCT region, relation, key FROM c ON CONFLICT DO NOTHING",
