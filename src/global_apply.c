@@ -6,9 +6,10 @@
  * distributed transaction.  Rows are locked in the order in which they come.  At a
  * row's home its order is decided: another writer is waited for no longer than
  * residency.home_wait, and only the version that the gateway saw is replaced.
- * Copies wait up to residency.lock_timeout, and take what comes.  So of two
- * simultaneous writers of a row the first at its home wins, and the other one
- * knows after one round trip.
+ * Copies wait up to residency.lock_timeout, and take what comes, but for a row that
+ * another region is the home of: two regions have made a row with the same key, or
+ * this copy is behind, and the writer gets 40001.  So of two simultaneous writers of
+ * a row the first at its home wins, and the other one knows after one round trip.
  */
 #include "residency.h"
 
@@ -180,12 +181,8 @@ static void
 apply_changes(ApplyRun *run, List *tables, List *homes, text *changes)
 {
 	ChangeReader reader = {0};
-	bool	   *home_here = palloc0(sizeof(bool) * (list_length(homes) + 1));
-	ListCell   *lc;
+	const char *self = residency_self()->region;
 
-	foreach(lc, homes)
-		home_here[foreach_current_index(lc) + 1] =
-			strcmp(lfirst(lc), residency_self()->region) == 0;
 	reader.next = VARDATA_ANY(changes);
 	reader.end = reader.next + VARSIZE_ANY_EXHDR(changes);
 
@@ -206,7 +203,8 @@ apply_changes(ApplyRun *run, List *tables, List *homes, text *changes)
 					(errcode(ERRCODE_PROTOCOL_VIOLATION),
 					 errmsg("change of an unknown global table received from another region")));
 		target = list_nth(run->targets, reader.table - 1);
-		run->at_home = home_here[reader.home];
+		run->home = reader.home > 0 ? list_nth(homes, reader.home - 1) : NULL;
+		run->at_home = run->home != NULL && strcmp(run->home, self) == 0;
 		run->table = RelationGetRelationName(target->rel);
 		run->index = target->index;
 		set_limit(run, run->at_home ? residency_home_wait : residency_lock_timeout);

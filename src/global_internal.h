@@ -198,6 +198,7 @@ typedef struct ApplyRun
 	Oid			owner;			/* of the query to the trigger machinery that is open;
 								 * invalid: none is */
 	bool		at_home;		/* the row at hand has its home here */
+	const char *home;			/* where it is; NULL: a copy takes what comes */
 	const char *table;			/* table at hand, for error reports */
 	Oid			index;			/* its primary key */
 	List	   *left_out;		/* char *: regions that do not get this */
@@ -231,6 +232,8 @@ typedef struct ApplyTarget
 	TupleTableSlot *image;		/* the row, or just its key, as received */
 	TupleTableSlot *found;		/* the row that is there, locked */
 	TupleTableSlot *other;		/* the row that is at a move's destination */
+	AttrNumber	region_attno;
+	FmgrInfo	region_out;		/* output function of the region column */
 	int			nkeys;
 	AttrNumber	keys[INDEX_MAX_KEYS];
 } ApplyTarget;

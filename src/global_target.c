@@ -90,7 +90,13 @@ init_target(ApplyRun *run, ApplyTarget *target, int rti)
 {
 	Relation	rel = target->rel;
 	Relation	index;
+	Oid			function;
+	bool		varlena;
 
+	target->region_attno = residency_table_rule(RelationGetRelid(rel))->region_attno;
+	getTypeOutputInfo(TupleDescAttr(RelationGetDescr(rel), target->region_attno - 1)->atttypid,
+					  &function, &varlena);
+	fmgr_info_cxt(function, &target->region_out, run->estate->es_query_cxt);
 	target->index = RelationGetPrimaryKeyIndex(rel);
 	index = index_open(target->index, AccessShareLock);
 	target->nkeys = IndexRelationGetNumberOfKeyAttributes(index);
@@ -257,6 +263,40 @@ check_version(ApplyRun *run, ApplyTarget *target, ChangeReader *reader, bool fou
 }
 
 /*
+ * Throws 40001 if the row that a copy has, in the slot, is another region's than the
+ * one that the gateway writes: over it, or in its place, nothing is written.
+ */
+static void
+check_home(ApplyRun *run, ApplyTarget *target, TupleTableSlot *slot)
+{
+	bool		isnull;
+	Datum		value;
+	char	   *home;
+
+	if (run->home == NULL)
+		return;
+	value = slot_getattr(slot, target->region_attno, &isnull);
+	home = isnull ? pstrdup("") : OutputFunctionCall(&target->region_out, value);
+	if (strcmp(home, run->home) == 0)
+		return;
+	ereport(ERROR,
+			(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
+			 errmsg("a row of global table \"%s\" with the same key has its home in region \"%s\", not \"%s\"",
+					RelationGetRelationName(target->rel), home, run->home),
+			 errdetail("These regions could not reach each other, or the deletion of that row is still on its way."),
+			 errhint("Try the transaction again when all regions are up.")));
+}
+
+/* The same for a record, which says whether its transaction has been here before. */
+static void
+check_found(ApplyRun *run, ApplyTarget *target, ChangeReader *reader, bool found)
+{
+	check_version(run, target, reader, found);
+	if (found && reader->check != CHECK_NONE)
+		check_home(run, target, target->found);
+}
+
+/*
  * Says which columns an update changes, so that the row lock is no stronger than
  * needed and column triggers fire rightly; false if there are none.
  */
@@ -371,7 +411,7 @@ apply_state(ApplyRun *run, ApplyTarget *target, ChangeReader *reader)
 							target->image->tts_isnull);
 	found = RelationFindReplTupleByIndex(target->rel, target->index, LockTupleNoKeyExclusive,
 										 target->image, target->found);
-	check_version(run, target, reader, found);
+	check_found(run, target, reader, found);
 	if (found)
 		update_row(run, target);
 	else
@@ -392,14 +432,25 @@ apply_delete(ApplyRun *run, ApplyTarget *target, ChangeReader *reader)
 							target->image->tts_isnull);
 	found = RelationFindReplTupleByIndex(target->rel, target->index, LockTupleExclusive,
 										 target->image, target->found);
-	check_version(run, target, reader, found);
+	check_found(run, target, reader, found);
 	if (found)
 		delete_row(run, target, target->found);
+}
+
+/* Throws if a row, in target->other, is in the way of one whose key becomes that row's. */
+static void
+check_destination(ApplyRun *run, ApplyTarget *target)
+{
+	if (run->at_home)
+		refuse_version(target);
+	check_home(run, target, target->other);
 }
 
 /*
  * The row's key is another one now.  If a copy does not have the row, or has one
  * with the new key, the states of both keys, which follow, do what is left to do.
+ * They come unchecked, so the new key is checked here, whatever the record says: the
+ * gateway's transaction has left no row with it anywhere.
  */
 static void
 apply_move(ApplyRun *run, ApplyTarget *target, ChangeReader *reader)
@@ -414,13 +465,13 @@ apply_move(ApplyRun *run, ApplyTarget *target, ChangeReader *reader)
 	residency_text_read_key(reader, target->text, new_values, new_nulls);
 	found = RelationFindReplTupleByIndex(target->rel, target->index, LockTupleExclusive,
 										 image, target->found);
-	check_version(run, target, reader, found);
-	if (!found)
-		return;
-
-	slot_getallattrs(target->found);
-	memcpy(image->tts_values, target->found->tts_values, sizeof(Datum) * natts);
-	memcpy(image->tts_isnull, target->found->tts_isnull, natts);
+	check_found(run, target, reader, found);
+	if (found)
+	{
+		slot_getallattrs(target->found);
+		memcpy(image->tts_values, target->found->tts_values, sizeof(Datum) * natts);
+		memcpy(image->tts_isnull, target->found->tts_isnull, natts);
+	}
 	for (int k = 0; k < target->nkeys; k++)
 	{
 		image->tts_values[target->keys[k] - 1] = new_values[target->keys[k] - 1];
@@ -428,12 +479,9 @@ apply_move(ApplyRun *run, ApplyTarget *target, ChangeReader *reader)
 	}
 	if (RelationFindReplTupleByIndex(target->rel, target->index, LockTupleExclusive,
 									 image, target->other))
-	{
-		if (run->at_home && reader->check != CHECK_NONE)
-			refuse_version(target);
-		return;
-	}
-	update_row(run, target);
+		check_destination(run, target);
+	else if (found)
+		update_row(run, target);
 }
 
 /*
