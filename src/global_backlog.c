@@ -24,13 +24,14 @@
  *
  * Invariants:
  *	- If R lacks the latest committed version of a row, a note of it is committed at the
- *	  row's home, or R has the row in residency.conflicts.  A note too many only costs a
- *	  shipment that changes nothing.
+ *	  row's home, or R has the row in residency.conflicts, or R has made a row of its own with
+ *	  the key and notes that for the home (global_catchup_apply.c).  A note too many only costs
+ *	  a shipment that changes nothing.
  *	- Who ships a row holds its lock at H, or, for a row that is no more, the note's
  *	  lock, which every writer that leaves R out needs, and has looked again after R has
  *	  locked it (global_catchup.c).  So nothing older ever overwrites something newer.
- *	- A row's home changes only while nobody is left out: then R has the row, and the
- *	  notes about it at the old home mean nothing any more.
+ *	- A row's home changes only while nobody is left out: then R has the row, and a note
+ *	  about it at the old home tells R what it knows, that the old home has none.
  *	- "up" is what G thinks.  Another gateway may think otherwise, and R may be up while
  *	  a third home still has notes about it (their link is cut, or one was in doubt):
  *	  these are shipped when they can be.
@@ -301,6 +302,27 @@ residency_backlog_write(BacklogNotes *notes, List *regions)
 	SPI_finish();
 	SetUserIdAndSecContext(user, context);
 	AtEOXact_GUC(true, level);
+}
+
+/*
+ * The row of this key that was made here is to be shipped to all others, some of which may
+ * have another one.  The caller has locked it.  So nobody is waited for: a batch that ships
+ * one of these notes has the row's lock, or leaves the note.
+ */
+void
+residency_backlog_own(Oid relid, const char *key)
+{
+	Oid			types[] = {OIDOID, TEXTOID, TEXTOID};
+	Datum		values[] = {ObjectIdGetDatum(relid), CStringGetTextDatum(key),
+	CStringGetTextDatum(residency_self()->region)};
+
+	if (SPI_connect() != SPI_OK_CONNECT)
+		elog(ERROR, "SPI_connect failed");
+	residency_spi_as_owner("INSERT INTO residency.backlog (region, relation, key) "
+						   "SELECT name, $1, $2 FROM residency.region WHERE name OPERATOR(pg_catalog.<>) $3 "
+						   "ON CONFLICT DO NOTHING",
+						   lengthof(types), types, values, false);
+	SPI_finish();
 }
 
 /*

@@ -61,7 +61,7 @@ typedef enum ShipOutcome
 	SHIP_LATER = 'r',			/* a constraint fails, perhaps for want of another row */
 	SHIP_CONFLICT = 'c',		/* the same, for good: the row is in conflicts there */
 	SHIP_WON = 'k',				/* done; another row of the key, made there, is in conflicts */
-	SHIP_LOST = 'l'				/* the receiver's own row of the key holds, and will be shipped */
+	SHIP_LOST = 'l'				/* done; the receiver has a row of its own, and will ship that */
 } ShipOutcome;
 
 /* what one batch came to, in notes */
@@ -90,6 +90,7 @@ extern void residency_conflict_check(Oid relid, const char *key);
 extern void residency_conflict_store(Oid relid, const char *key, const char *kind,
 									 const char *region, const char *home,
 									 const char *constraint, const char *row);
+extern void residency_conflict_disown(Oid relid, const char *key);
 extern void residency_conflict_cured(const char *region, Datum relations, Datum keys);
 
 /* global_backlog.c */
@@ -101,6 +102,7 @@ extern void residency_backlog_unlock_exclusive(const char *region);
 extern BacklogNotes *residency_backlog_begin(void);
 extern void residency_backlog_add(BacklogNotes *notes, Oid relid, const char *key);
 extern void residency_backlog_write(BacklogNotes *notes, List *regions);
+extern void residency_backlog_own(Oid relid, const char *key);
 extern void residency_backlog_disown(Oid relid, const char *key);
 extern bool residency_region_listed(List *regions, const char *region);
 extern void residency_refuse_away(const char *region, const char *table) pg_attribute_noreturn();

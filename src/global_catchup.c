@@ -7,7 +7,7 @@
  *		or whose writer is in doubt, is passed over: its note stays for the next time.
  *	 3. The rows go out in full, or as absent, and the region answers what became of each
  *		(global_catchup_apply.c).  It waits for nobody either.
- *	 4. For rows that were deleted there: they must still be absent here.  A writer that
+ *	 4. For rows that were deleted there: they must still not be here.  A writer that
  *		thinks the region is up touches no note, so it could have made the row anew in
  *		both places since 2; but the region has locked what it deleted, so from 3 on it
  *		cannot.
@@ -164,6 +164,13 @@ set_key(ShipNote *note)
 	residency_text_read_key(&reader, probe->text, probe->values, probe->nulls);
 }
 
+/* True if the row in the probe's slot has its home here. */
+static bool
+is_ours(RowProbe *probe)
+{
+	return strcmp(residency_probe_home(probe), residency_self()->region) == 0;
+}
+
 /* Step 2 for one note: writes its record, or says why there is none. */
 static void
 put_note(Shipment *shipment, ShipNote *note)
@@ -181,12 +188,6 @@ put_note(Shipment *shipment, ShipNote *note)
 	result = residency_probe_row(probe, true);
 	if (result == PROBE_BUSY)
 		return;
-	/* its home is another one by now, which notes what is left out since */
-	if (result == PROBE_ROW && strcmp(residency_probe_home(probe), residency_self()->region) != 0)
-	{
-		note->outcome = SHIP_DONE;
-		return;
-	}
 	if (table->wire_number == 0)
 	{
 		MemoryContext old = MemoryContextSwitchTo(shipment->context);
@@ -197,7 +198,8 @@ put_note(Shipment *shipment, ShipNote *note)
 		table->wire_number = list_length(shipment->names);
 		MemoryContextSwitchTo(old);
 	}
-	note->absent = result == PROBE_NONE;
+	/* another region's row is its own business, but the row that was ours is no more */
+	note->absent = result == PROBE_NONE || !is_ours(probe);
 	residency_text_head(&shipment->changes, note->absent ? CHANGE_DELETE : CHANGE_STATE, CHECK_NONE,
 						table->wire_number, 0, 0);
 	if (note->absent)
@@ -304,11 +306,13 @@ look_again(Shipment *shipment)
 	for (int i = 0; i < shipment->nsent; i++)
 	{
 		ShipNote   *note = shipment->sent[i];
+		ProbeResult result;
 
 		if (note->outcome != SHIP_DELETED)
 			continue;
 		set_key(note);
-		if (residency_probe_row(note->table->probe, false) != PROBE_NONE)
+		result = residency_probe_row(note->table->probe, false);
+		if (result == PROBE_BUSY || (result == PROBE_ROW && is_ours(note->table->probe)))
 			ereport(ERROR,
 					(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
 					 errmsg("a row of global table \"%s\" came into being while its absence was shipped to region \"%s\"",
@@ -333,9 +337,9 @@ finish(Shipment *shipment)
 
 		result.taken++;
 		result.last = note->seq;
-		if (note->outcome == SHIP_LATER || note->outcome == SHIP_LOST)
+		if (note->outcome == SHIP_LATER)
 			result.later++;
-		if (note->outcome == SHIP_LATER || note->outcome == SHIP_LOST || note->outcome == SHIP_BUSY)
+		if (note->outcome == SHIP_LATER || note->outcome == SHIP_BUSY)
 			continue;
 		done[result.done++] = Int64GetDatum(note->seq);
 		if (note->outcome != SHIP_CONFLICT)

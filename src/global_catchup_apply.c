@@ -2,21 +2,41 @@
  * global_catchup_apply.c
  *		residency.apply_shipped(): takes rows that were noted for this region.
  *
- * The shipper is the rows' home.  What it sends is written over what is here, with these
- * exceptions:
+ * The shipper S is the rows' home, this is region R.  What it sends is written over what
+ * is here, with these exceptions:
  *
  *	- A row that somebody is writing here is left alone: writers go first.
- *	- An absent row is deleted only if the row here has its home at the shipper.  One with
- *	  another home was made later, and its home takes care of it.
- *	- A row here that has its home here was made while neither region knew of the other's
- *	  (nobody else can make one).  The region first by name wins.  If that is the shipper,
- *	  its row is written here and the row that was here goes to residency.conflict.
- *	  Else nothing is written, and this region notes the key: it ships its row back, and
- *	  the other side does what is said above.
  *	- Foreign keys are checked in both directions, unlike for copies that a writer sends:
  *	  that writer's gateway had a complete picture, ours may not have had one.  What breaks
  *	  a constraint waits for another row that may cure it; if none is left ("final"), it
  *	  goes to residency.conflict.
+ *	- The row here may have its home in another region than S: two rows were made with the
+ *	  same key K, in regions that could not reach each other.  (A writer that reaches a
+ *	  region with one of them gets 40001: global_apply.c.)
+ *
+ * Rows made apart: the one of the region first by name holds.  What happens depends on
+ * whose row is here:
+ *
+ *	 here is	S ships its row						S ships that it has none
+ *	 --------	---------------------------------	-----------------------------------
+ *	 none, S's	written								deleted
+ *	 R's		S first: written, R's row goes to	R's row stays, and R notes it for
+ *				residency.conflict in both, S		all others: S's may have been
+ *				notes K for all others, and R's		written over it somewhere
+ *				notes of K end
+ *				R first: R's row stays, and R
+ *				notes it for all others; S owes R
+ *				nothing more
+ *	 of Z		S first: written					Z's row stays
+ *				Z first: waits, like what breaks
+ *				a constraint
+ *
+ * Why all copies become equal: a region whose row is not what another one has owes that
+ * one a note of K (global_backlog.c), so of two regions with rows of their own one ships
+ * to the other some time, and one row is left; every step that leaves some third region
+ * with the other one notes K for it.  Until two such regions meet nothing is decided: what
+ * Z has may be gone by now, so R does not answer for it.  A row whose home has no row of
+ * its own left is deleted, or written over, as its home ships that (global_catchup.c).
  *
  * All of a batch is one subtransaction.  If it fails, each row gets one of its own, so
  * that the others are not held up.
@@ -60,7 +80,6 @@ typedef struct ShippedCall
 	bool		written;		/* the region has been told of by a write: see applied */
 	MemoryContext context;		/* of the call */
 	ReturnSetInfo *out;
-	BacklogNotes *ours;			/* keys whose row here holds, to be shipped back */
 	BacklogNotes *applied;		/* keys that were written without trouble */
 } ShippedCall;
 
@@ -186,18 +205,32 @@ skip_record(RowProbe *probe, ChangeReader *reader)
 }
 
 /*
+ * The row that was shipped cannot be written over the one of a third region, which is
+ * first by name: its primary key is in the way.
+ */
+static void
+judge_third(ShippedCall *call, RowProbe *probe, Verdict *verdict)
+{
+	verdict->outcome = call->final ? SHIP_CONFLICT : SHIP_LATER;
+	verdict->kind = "unique";
+	verdict->constraint = pstrdup(RelationGetRelationName(probe->index));
+	verdict->content = row_as_json(RelationGetDescr(probe->rel), probe->values, probe->nulls);
+}
+
+/*
  * Decides about a record before anything is written: true if it is to be applied.  The
- * row that is here now is in the probe's slot.
+ * row that is here now is in the probe's slot, locked; that there is none is checked
+ * again when the record is applied.
  */
 static bool
-judge(ShippedCall *call, RowProbe *probe, ChangeReader *reader, const char *key, Verdict *verdict)
+judge(ShippedCall *call, RowProbe *probe, ChangeReader *reader, Verdict *verdict)
 {
 	const char *self = residency_self()->region;
-	ProbeResult found = residency_probe_row(probe, false);
+	ProbeResult found = residency_probe_row(probe, true);
+	bool		first;
 	char	   *home;
 
-	memset(verdict, 0, sizeof(Verdict));
-	verdict->outcome = SHIP_DONE;
+	reader->check = found == PROBE_NONE ? CHECK_ABSENT : CHECK_NONE;
 	if (found == PROBE_BUSY)
 	{
 		verdict->outcome = SHIP_BUSY;
@@ -206,16 +239,20 @@ judge(ShippedCall *call, RowProbe *probe, ChangeReader *reader, const char *key,
 	if (found == PROBE_NONE)
 		return true;
 	home = residency_probe_home(probe);
-	if (reader->kind == CHANGE_DELETE)
+	if (strcmp(home, call->shipper) == 0)
 	{
-		verdict->outcome = SHIP_DELETED;
-		if (strcmp(home, call->shipper) != 0)
-			verdict->outcome = SHIP_DONE;
-		return verdict->outcome == SHIP_DELETED;
-	}
-	if (strcmp(home, self) != 0)
+		if (reader->kind == CHANGE_DELETE)
+			verdict->outcome = SHIP_DELETED;
 		return true;
-	if (strcmp(call->shipper, self) > 0)
+	}
+	first = strcmp(call->shipper, home) < 0;
+	if (strcmp(home, self) != 0)
+	{
+		if (reader->kind == CHANGE_STATE && !first)
+			judge_third(call, probe, verdict);
+		return reader->kind == CHANGE_STATE && first;
+	}
+	if (reader->kind == CHANGE_DELETE || !first)
 	{
 		verdict->outcome = SHIP_LOST;
 		return false;
@@ -239,12 +276,13 @@ settle(ShippedCall *call, Oid relid, const char *key, int number, Verdict *verdi
 	switch (verdict->outcome)
 	{
 		case SHIP_LOST:
-			residency_backlog_add(call->ours, relid, key);
+			residency_backlog_own(relid, key);
 			break;
 		case SHIP_WON:
 			residency_conflict_store(relid, key, verdict->kind, residency_self()->region,
 									 call->shipper, NULL, verdict->content);
 			residency_backlog_disown(relid, key);
+			residency_conflict_disown(relid, key);
 			break;
 		case SHIP_CONFLICT:
 			residency_conflict_store(relid, key, verdict->kind, residency_self()->region,
@@ -261,19 +299,23 @@ settle(ShippedCall *call, Oid relid, const char *key, int number, Verdict *verdi
 	MemoryContextSwitchTo(old);
 }
 
-/* One record of an attempt: applies it, if it is to be. */
-static void
-apply_record(ShippedCall *call, Attempt *attempt, ChangeReader *reader, const char *key, Verdict *verdict)
+/* One record of an attempt: applies it, if it is to be.  Returns its key. */
+static char *
+apply_record(ShippedCall *call, Attempt *attempt, ChangeReader *reader, Verdict *verdict)
 {
 	ApplyTarget *target = list_nth(attempt->run.targets, reader->table - 1);
 	RowProbe   *probe = probe_of(attempt, reader->table);
+	char	   *key = read_key(probe, reader);
 
+	memset(verdict, 0, sizeof(Verdict));
+	verdict->outcome = SHIP_DONE;
 	attempt->run.table = RelationGetRelationName(target->rel);
 	attempt->run.index = target->index;
-	if (judge(call, probe, reader, key, verdict))
+	if (judge(call, probe, reader, verdict))
 		residency_target_apply(&attempt->run, target, reader);
 	else
 		skip_record(probe, reader);
+	return key;
 }
 
 /* Throws unless the record is of a table of this call. */
@@ -314,8 +356,7 @@ apply_all(ShippedCall *call)
 		check_reader(call, &reader);
 		probe = probe_of(&attempt, reader.table);
 		line->relid = RelationGetRelid(probe->rel);
-		line->key = read_key(probe, &reader);
-		apply_record(call, &attempt, &reader, line->key, &line->verdict);
+		line->key = apply_record(call, &attempt, &reader, &line->verdict);
 		lines = lappend(lines, line);
 	}
 	close_attempt(&attempt);
@@ -362,8 +403,7 @@ judge_error(ShippedCall *call, Verdict *verdict)
  * lines of all come back in *lines, the verdict of one in *verdict.
  */
 static bool
-attempt_in_subtransaction(ShippedCall *call, ChangeReader *reader, const char *key,
-						  List **lines, Verdict *verdict)
+attempt_in_subtransaction(ShippedCall *call, ChangeReader *reader, List **lines, Verdict *verdict)
 {
 	ResourceOwner owner = CurrentResourceOwner;
 	MemoryContext context = CurrentMemoryContext;
@@ -380,7 +420,7 @@ attempt_in_subtransaction(ShippedCall *call, ChangeReader *reader, const char *k
 			Attempt		attempt;
 
 			open_attempt(&attempt, call);
-			apply_record(call, &attempt, reader, key, verdict);
+			(void) apply_record(call, &attempt, reader, verdict);
 			close_attempt(&attempt);
 		}
 		ReleaseCurrentSubTransaction();
@@ -427,7 +467,7 @@ apply_each(ShippedCall *call)
 		probe = probe_of(&attempt, reader.table);
 		key = read_key(probe, &reader);
 		call->context = row;
-		if (!attempt_in_subtransaction(call, &copy, key, NULL, &verdict) &&
+		if (!attempt_in_subtransaction(call, &copy, NULL, &verdict) &&
 			verdict.outcome == SHIP_CONFLICT && reader.kind == CHANGE_STATE)
 			verdict.content = row_as_json(RelationGetDescr(probe->rel), probe->values, probe->nulls);
 		call->context = context;
@@ -446,7 +486,7 @@ apply_records(ShippedCall *call)
 	List	   *lines = NIL;
 	ListCell   *lc;
 
-	if (!attempt_in_subtransaction(call, NULL, NULL, &lines, NULL))
+	if (!attempt_in_subtransaction(call, NULL, &lines, NULL))
 		apply_each(call);
 	foreach(lc, lines)
 	{
@@ -454,7 +494,6 @@ apply_records(ShippedCall *call)
 
 		settle(call, line->relid, line->key, foreach_current_index(lc) + 1, &line->verdict);
 	}
-	residency_backlog_write(call->ours, list_make1(unconstify(char *, call->shipper)));
 	if (call->applied->n > 0 && residency_conflicts_exist())
 		residency_conflict_cured(residency_self()->region,
 								 makeArrayResult(call->applied->relations, call->context),
@@ -500,7 +539,6 @@ residency_apply_shipped(PG_FUNCTION_ARGS)
 	call.final = PG_GETARG_BOOL(3);
 	call.context = AllocSetContextCreate(CurrentMemoryContext, "residency shipped",
 										 ALLOCSET_DEFAULT_SIZES);
-	call.ours = residency_backlog_begin();
 	call.applied = residency_backlog_begin();
 	level = residency_text_begin();
 	snprintf(value, sizeof(value), "%d", SHIPPED_WAIT);

@@ -127,6 +127,24 @@ residency_conflict_store(Oid relid, const char *key, const char *kind, const cha
 }
 
 /*
+ * The row of this key that was made here does not hold: that some region could not take it
+ * is of no interest any more.
+ */
+void
+residency_conflict_disown(Oid relid, const char *key)
+{
+	Oid			types[] = {OIDOID, TEXTOID};
+	Datum		values[] = {ObjectIdGetDatum(relid), CStringGetTextDatum(key)};
+
+	if (SPI_connect() != SPI_OK_CONNECT)
+		elog(ERROR, "SPI_connect failed");
+	residency_spi_as_owner("DELETE FROM residency.conflict WHERE relation OPERATOR(pg_catalog.=) $1 "
+						   "AND key OPERATOR(pg_catalog.=) $2 AND kind OPERATOR(pg_catalog.<>) 'key'",
+						   lengthof(types), types, values, false);
+	SPI_finish();
+}
+
+/*
  * These keys have been shipped to the region after all: their entries of broken
  * constraints are deleted.  Arrays of oid and of text.
  */

@@ -14,9 +14,10 @@ $r->psql('usa', q{SELECT residency.run_everywhere($$
 	CREATE SCHEMA app;
 	CREATE TABLE app.item (id int PRIMARY KEY, region text NOT NULL, note text, size int GENERATED ALWAYS AS (length(note)) STORED);
 	CREATE TABLE app.mail (id int PRIMARY KEY, region text NOT NULL, address text UNIQUE);
+	CREATE TABLE app.tag (name text PRIMARY KEY, region text NOT NULL, mail text UNIQUE);
 	CREATE TABLE app.node (id int PRIMARY KEY, region text NOT NULL, parent int REFERENCES app.node);
 $$)});
-$r->psql('usa', qq{SELECT residency.make_global('app.$_', 'region')}) foreach qw(item mail node);
+$r->psql('usa', qq{SELECT residency.make_global('app.$_', 'region')}) foreach qw(item mail tag node);
 
 # aus on one side, usa and gbr on the other; and all together again, not caught up
 sub apart
@@ -65,7 +66,8 @@ foreach my $first (qw(aus usa))
 	together();
 	if ($first eq 'usa')
 	{
-		is(ship('usa', 'aus'), 1, 'the region that is second by name cannot ship its row, others it can');
+		is(ship('usa', 'aus'), 2, 'the region that is second by name ships its row');
+		is($r->psql('aus', "SELECT count(*) || min(note) FROM app.item WHERE id IN ($id, $id + 50) AND region = CASE id WHEN $id THEN 'aus' ELSE 'usa' END"), '2from aus', 'which is not written, but others are');
 		is(conflicts('usa') . conflicts('aus'), '', 'that is no conflict yet');
 	}
 	is(ship('aus', 'usa'), 1, 'the region first by name ships its row');
@@ -145,6 +147,30 @@ $r->psql('usa', q{SELECT residency.resolve_conflict('app.mail', '{1}', 'stored',
 is($r->all_equal('SELECT string_agg(concat(id, address), $$ $$ ORDER BY id) FROM app.mail', 'all copies are equal'), '1z 2a 10x 11y 12fine', 'with all rows');
 ship('usa', 'aus');
 is(conflicts('usa') . conflicts('aus') . conflicts('gbr'), '', 'and no conflict is left');
+
+# --- in one batch with a row that breaks a constraint -----------------------------------------------------
+# the batch fails, and each row is looked at by itself
+apart();
+$r->psql('usa', q{INSERT INTO app.tag VALUES ('both', 'usa', 'by usa'), ('mail', 'usa', 'same'), ('gone', 'usa', 'x')});
+$r->psql('usa', q{DELETE FROM app.tag WHERE name = 'gone'});
+$r->psql('aus', q{INSERT INTO app.tag VALUES ('both', 'aus', 'by aus'), ('post', 'aus', 'same'), ('gone', 'aus', 'y')});
+together();
+is(ship('usa', 'aus', 1), 3, 'all of the batch is dealt with');
+is($r->psql('aus', q{SELECT string_agg(concat_ws(' ', name, region, mail), ', ' ORDER BY name) FROM app.tag}), 'both aus by aus, gone aus y, post aus same', 'nothing that the region has is overwritten');
+is(ship('aus', 'usa', 1) . ship('aus', 'gbr', 1), '33', 'nor of the other batch');
+my $lost = 'app.tag {both} key aus usa {"mail": "by usa", "name": "both", "region": "usa"}, ';
+is(conflicts('usa'), "${lost}app.tag {mail} unique usa aus tag_mail_key {\"mail\": \"same\", \"name\": \"mail\", \"region\": \"usa\"}, "
+	  . 'app.tag {post} unique aus usa tag_mail_key {"mail": "same", "name": "post", "region": "aus"}', 'the row that lost and those that break the constraint are in conflicts');
+(my $aus = conflicts('aus')) =~ s/app\.tag \{post\} unique aus gbr .*?\}, //;
+is($aus, conflicts('usa'), 'in both, and of gbr only what aus has shipped there');
+$r->psql('usa', q{UPDATE app.tag SET mail = 'other' WHERE name = 'mail'});
+$r->psql('usa', q{SELECT residency.resolve_conflict('app.tag', '{both}'), residency.resolve_conflict('app.tag', '{mail}')});
+$r->psql('aus', q{SELECT residency.resolve_conflict('app.tag', '{post}')});
+ship('usa', 'aus');
+ship('aus', $_) foreach qw(usa gbr);
+is($r->all_equal(q{SELECT string_agg(concat_ws(' ', name, region, mail), ', ' ORDER BY name) FROM app.tag}, 'all copies are equal'), 'both aus by aus, gone aus y, mail usa other, post aus same', 'with all rows that hold');
+is(conflicts('usa') . conflicts('aus') . conflicts('gbr'), '', 'and no conflict is left');
+all_up();
 
 # --- references ---------------------------------------------------------------------------------------------
 $r->psql('usa', q{INSERT INTO app.node VALUES (1, 'usa', NULL)});
