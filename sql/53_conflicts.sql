@@ -33,21 +33,23 @@ COMMENT ON VIEW residency.conflicts
 	IS 'rows of global tables that a region could not take; decide with residency.resolve_conflict()';
 REVOKE ALL ON residency.conflicts FROM PUBLIC;
 
--- Step, for gateways and superusers: the entries of a key are deleted here; what broke a
--- constraint is noted at its home, to be shipped anew.
-CREATE FUNCTION residency.forget_conflict(relation pg_catalog.text, key pg_catalog.text)
+-- Step, for gateways and superusers: the entry of kind "key" of the region "loser", and those
+-- of other kinds, are deleted here; see src/global_decide.c for what else becomes of the row.
+CREATE FUNCTION residency.forget_conflict(relation pg_catalog.text, key pg_catalog.text, loser pg_catalog.text)
 	RETURNS pg_catalog.void
 	LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'residency_forget_conflict';
-COMMENT ON FUNCTION residency.forget_conflict(pg_catalog.text, pg_catalog.text)
+COMMENT ON FUNCTION residency.forget_conflict(pg_catalog.text, pg_catalog.text, pg_catalog.text)
 	IS 'for gateways: a conflict of a global table''s row is decided';
-REVOKE ALL ON FUNCTION residency.forget_conflict(pg_catalog.text, pg_catalog.text) FROM PUBLIC;
+REVOKE ALL ON FUNCTION residency.forget_conflict(pg_catalog.text, pg_catalog.text, pg_catalog.text) FROM PUBLIC;
 
-CREATE FUNCTION residency.forget_conflict_in(region pg_catalog.name, relation pg_catalog.text, key pg_catalog.text)
+CREATE FUNCTION residency.forget_conflict_in(region pg_catalog.name, relation pg_catalog.text, key pg_catalog.text,
+		loser pg_catalog.text)
 	RETURNS pg_catalog.void
 	LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'residency_forget_conflict_in';
-COMMENT ON FUNCTION residency.forget_conflict_in(pg_catalog.name, pg_catalog.text, pg_catalog.text)
+COMMENT ON FUNCTION residency.forget_conflict_in(pg_catalog.name, pg_catalog.text, pg_catalog.text, pg_catalog.text)
 	IS 'part of resolve_conflict: tells another region that a conflict is decided';
-REVOKE ALL ON FUNCTION residency.forget_conflict_in(pg_catalog.name, pg_catalog.text, pg_catalog.text) FROM PUBLIC;
+REVOKE ALL ON FUNCTION residency.forget_conflict_in(pg_catalog.name, pg_catalog.text, pg_catalog.text, pg_catalog.text)
+	FROM PUBLIC;
 
 -- Writes a row of a global table: over the one with its key, or as a new one.
 CREATE FUNCTION residency.write_row(relation pg_catalog.regclass, content pg_catalog.jsonb)
@@ -79,6 +81,46 @@ COMMENT ON FUNCTION residency.write_row(pg_catalog.regclass, pg_catalog.jsonb)
 	IS 'part of resolve_conflict: writes a row of a global table';
 REVOKE ALL ON FUNCTION residency.write_row(pg_catalog.regclass, pg_catalog.jsonb) FROM PUBLIC;
 
+-- What belongs, in region "loser", to the row "content" that lost its key there: resident rows
+-- whose directory is the relation.  They get the new key's values, or go with the row that is
+-- dropped; with neither they must not be there.
+CREATE FUNCTION residency.settle_residents(relation pg_catalog.regclass, loser pg_catalog.name, content pg_catalog.jsonb,
+		keep pg_catalog.text, changes pg_catalog.jsonb)
+	RETURNS pg_catalog.void
+	LANGUAGE plpgsql VOLATILE STRICT PARALLEL UNSAFE
+	SET search_path = pg_catalog, pg_temp
+AS $$
+#variable_conflict use_variable
+DECLARE
+	r     residency.rule;
+	which text;
+	given text;
+	found bool;
+BEGIN
+	FOR r IN SELECT * FROM residency.rule u WHERE u.kind = 'r' AND u.directory = relation LOOP
+		SELECT string_agg(format('%I = %L', k, content ->> k), ' AND ') INTO which FROM unnest(r.key) k;
+		which := format('%s AND %I = %L', which, r.region_column, loser);
+		SELECT string_agg(format('%I = %L', k, changes ->> k), ', ') INTO given FROM unnest(r.key) k WHERE changes ? k;
+		IF keep = 'current' THEN
+			EXECUTE format('DELETE FROM %s WHERE %s', r.relation, which);
+		ELSIF given IS NOT NULL THEN
+			EXECUTE format('UPDATE %s SET %s WHERE %s', r.relation, given, which);
+		ELSE
+			EXECUTE format('SELECT EXISTS (SELECT FROM %s WHERE %s)', r.relation, which) INTO found;
+			IF found THEN
+				RAISE EXCEPTION USING ERRCODE = '23503',
+					MESSAGE = format('rows of table %s in region "%s" belong to the stored row', r.relation, loser),
+					HINT = 'Give it another key with "changes", which these rows get too, or keep ''current'', which deletes them.';
+			END IF;
+		END IF;
+	END LOOP;
+END
+$$;
+COMMENT ON FUNCTION residency.settle_residents(pg_catalog.regclass, pg_catalog.name, pg_catalog.jsonb, pg_catalog.text, pg_catalog.jsonb)
+	IS 'part of resolve_conflict: resident rows that belong to a row whose key another region has';
+REVOKE ALL ON FUNCTION residency.settle_residents(pg_catalog.regclass, pg_catalog.name, pg_catalog.jsonb, pg_catalog.text, pg_catalog.jsonb)
+	FROM PUBLIC;
+
 CREATE FUNCTION residency.resolve_conflict(relation pg_catalog.regclass, key pg_catalog.text[],
 		keep pg_catalog.text DEFAULT 'current', changes pg_catalog.jsonb DEFAULT '{}')
 	RETURNS pg_catalog.void
@@ -89,6 +131,8 @@ AS $$
 DECLARE
 	noted  text := residency.key_text(key);
 	stored residency.conflict;
+	loser  text;
+	moved  bool;
 	other  name;
 BEGIN
 	IF relation IS NULL OR key IS NULL OR keep IS NULL OR keep NOT IN ('current', 'stored') THEN
@@ -110,13 +154,28 @@ BEGIN
 			HINT = 'Keep ''current'', after what refers to the row is gone.';
 	END IF;
 
+	loser := CASE WHEN stored.kind = 'key' THEN stored.region ELSE '' END;
+	moved := keep = 'stored' AND stored.kind = 'key' AND
+		EXISTS (SELECT FROM residency.tables t CROSS JOIN LATERAL unnest(t.key) k
+				WHERE t.relation = relation AND changes ->> k <> stored.content ->> k);
+	-- with another key it is there before what belongs to it
+	IF moved THEN
+		PERFORM residency.write_row(relation, stored.content || changes);
+	END IF;
+	IF stored.kind = 'key' AND stored.constraint_name IS NOT NULL THEN
+		PERFORM residency.settle_residents(relation, stored.region, stored.content, keep,
+										   CASE WHEN moved THEN changes ELSE '{}' END);
+	END IF;
+
 	-- the key is free to be written as soon as its home knows
-	FOR other IN SELECT DISTINCT n FROM residency.conflict c CROSS JOIN LATERAL unnest(ARRAY[c.region, c.home]) n
-				 WHERE c.relation = relation::oid AND c.key = noted AND n <> residency.own_region() LOOP
-		PERFORM residency.forget_conflict_in(other, residency.full_name(relation), noted);
+	FOR other IN SELECT r.name FROM residency.regions r
+				 WHERE r.name <> residency.own_region() AND
+					   (r.state = 'up' OR r.name IN (SELECT unnest(ARRAY[c.region, c.home]) FROM residency.conflict c
+													 WHERE c.relation = relation::oid AND c.key = noted)) LOOP
+		PERFORM residency.forget_conflict_in(other, residency.full_name(relation), noted, loser);
 	END LOOP;
-	PERFORM residency.forget_conflict(residency.full_name(relation), noted);
-	IF keep = 'stored' THEN
+	PERFORM residency.forget_conflict(residency.full_name(relation), noted, loser);
+	IF keep = 'stored' AND NOT moved THEN
 		PERFORM residency.write_row(relation, stored.content || changes);
 	END IF;
 END

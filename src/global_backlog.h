@@ -61,6 +61,7 @@ typedef enum ShipOutcome
 	SHIP_LATER = 'r',			/* a constraint fails, perhaps for want of another row */
 	SHIP_CONFLICT = 'c',		/* the same, for good: the row is in conflicts there */
 	SHIP_WON = 'k',				/* done; another row of the key, made there, is in conflicts */
+	SHIP_STANDS = 's',			/* the same, but that row stays there: constraints want it */
 	SHIP_LOST = 'l'				/* done; the receiver has a row of its own, and will ship that */
 } ShipOutcome;
 

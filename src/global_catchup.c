@@ -287,12 +287,12 @@ send_records(Shipment *shipment, bool final)
 					 errmsg("region \"%s\" answered about a row that was not shipped", shipment->region)));
 		note = shipment->sent[number - 1];
 		note->outcome = outcome;
-		if (outcome == SHIP_CONFLICT || outcome == SHIP_WON)
+		if (outcome == SHIP_CONFLICT || outcome == SHIP_WON || outcome == SHIP_STANDS)
 			residency_conflict_store(note->table->relid, note->key, answer_value(res, row, 2),
 									 shipment->region, residency_self()->region,
 									 answer_value(res, row, 3), answer_value(res, row, 4));
 		/* whoever got the other row of that key must get this one */
-		if (outcome == SHIP_WON)
+		if (outcome == SHIP_WON || outcome == SHIP_STANDS)
 			residency_backlog_add(won, note->table->relid, note->key);
 	}
 	residency_remote_release(request);

@@ -38,6 +38,12 @@
  * Z has may be gone by now, so R does not answer for it.  A row whose home has no row of
  * its own left is deleted, or written over, as its home ships that (global_catchup.c).
  *
+ * If S is first, but its row breaks a constraint here, R keeps its own row, with what refers
+ * to it, until somebody decides (global_decide.c): its residents' rows of that key must have
+ * a row of the directory that names R, and nobody but a human may delete them.  All else is
+ * as if S's row had been written: R's row is in residency.conflict of both, with the name of
+ * the constraint; S notes K for all others, and R's notes of K end.
+ *
  * All of a batch is one subtransaction.  If it fails, each row gets one of its own, so
  * that the others are not held up.
  */
@@ -279,8 +285,9 @@ settle(ShippedCall *call, Oid relid, const char *key, int number, Verdict *verdi
 			residency_backlog_own(relid, key);
 			break;
 		case SHIP_WON:
+		case SHIP_STANDS:
 			residency_conflict_store(relid, key, verdict->kind, residency_self()->region,
-									 call->shipper, NULL, verdict->content);
+									 call->shipper, verdict->constraint, verdict->content);
 			residency_backlog_disown(relid, key);
 			residency_conflict_disown(relid, key);
 			break;
@@ -399,6 +406,22 @@ judge_error(ShippedCall *call, Verdict *verdict)
 }
 
 /*
+ * A record has failed for good that was to be written over a row made here: that row
+ * stays.  "before" is what was decided about the record before it was written.
+ */
+static void
+let_stand(const Verdict *before, Verdict *verdict)
+{
+	if (before->outcome != SHIP_WON || verdict->outcome != SHIP_CONFLICT)
+		return;
+	verdict->outcome = SHIP_STANDS;
+	if (verdict->constraint == NULL)
+		verdict->constraint = verdict->kind;
+	verdict->kind = before->kind;
+	verdict->content = before->content;
+}
+
+/*
  * Runs one record, or all (reader NULL), in a subtransaction; false if it failed.  The
  * lines of all come back in *lines, the verdict of one in *verdict.
  */
@@ -432,7 +455,10 @@ attempt_in_subtransaction(ShippedCall *call, ChangeReader *reader, List **lines,
 
 		judge_error(call, &judged);
 		if (verdict)
+		{
+			let_stand(verdict, &judged);
 			*verdict = judged;
+		}
 		RollbackAndReleaseCurrentSubTransaction();
 	}
 	PG_END_TRY();
@@ -467,6 +493,7 @@ apply_each(ShippedCall *call)
 		probe = probe_of(&attempt, reader.table);
 		key = read_key(probe, &reader);
 		call->context = row;
+		memset(&verdict, 0, sizeof(Verdict));
 		if (!attempt_in_subtransaction(call, &copy, NULL, &verdict) &&
 			verdict.outcome == SHIP_CONFLICT && reader.kind == CHANGE_STATE)
 			verdict.content = row_as_json(RelationGetDescr(probe->rel), probe->values, probe->nulls);

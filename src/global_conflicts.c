@@ -9,6 +9,8 @@
  *						The row of the region first by name ("home") holds everywhere; "row" is
  *						the other one, made in "region".  Until somebody decides, writes of the
  *						key get 40001 at its home, so that nothing is built on the wrong one.
+ *						With a constraint's name "region" still has its own row, as the one that
+ *						holds would break that constraint there.
  *	unique, reference,	"region" cannot take the row, because of that constraint of a row that
  *	other				it has, or lacks; "row" is the row as it was shipped.  It is shipped anew
  *						now and then; success, or residency.resolve_conflict(), deletes the entry.

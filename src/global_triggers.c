@@ -4,7 +4,7 @@
  *
  * User triggers have run at the gateway, and what they wrote is on its way too.
  * Here only those fire that their owner has marked ENABLE ALWAYS or REPLICA, and
- * never our own capture.  Foreign keys:
+ * never our own.  Foreign keys:
  *
  *	 between global tables	the gateway has checked them on its copies, and the
  *							home checks again on the rows that decide; other
@@ -32,16 +32,26 @@
 #include "global_internal.h"
 #include "regions.h"
 
-/* True for the trigger of global_capture.c. */
+/*
+ * True for our own triggers: the one of global_capture.c, and the one that refuses an UPDATE
+ * of a directory row's region (regions_trigger.c): what is applied is no UPDATE of anybody's.
+ */
 static bool
-is_capture(Trigger *trigger)
+is_ours(Trigger *trigger)
 {
-	List	   *name = list_make2(makeString(pstrdup(RESIDENCY_SCHEMA)),
-								  makeString(pstrdup("capture")));
-	Oid			function = LookupFuncName(name, 0, NULL, true);
+	static const char *const names[] = {"capture", "refuse_region_change"};
 
-	list_free_deep(name);
-	return trigger->tgfoid == function;
+	for (int i = 0; i < lengthof(names); i++)
+	{
+		List	   *name = list_make2(makeString(pstrdup(RESIDENCY_SCHEMA)),
+									  makeString(pstrdup(names[i])));
+		Oid			function = LookupFuncName(name, 0, NULL, true);
+
+		list_free_deep(name);
+		if (trigger->tgfoid == function)
+			return true;
+	}
+	return false;
 }
 
 /* True if both ends of a foreign key are global tables; one of them has the trigger. */
@@ -98,7 +108,7 @@ fires(Trigger *trigger, ApplyScope scope)
 		return false;
 	if (!trigger->tgisinternal)
 		return (trigger->tgenabled == TRIGGER_FIRES_ALWAYS ||
-				trigger->tgenabled == TRIGGER_FIRES_ON_REPLICA) && !is_capture(trigger);
+				trigger->tgenabled == TRIGGER_FIRES_ON_REPLICA) && !is_ours(trigger);
 
 	switch (RI_FKey_trigger_type(trigger->tgfoid))
 	{
