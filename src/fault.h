@@ -56,6 +56,11 @@
 	POINT(resolver_knows, true)		/* verdicts are made, nobody is told */ \
 	POINT(resolver_told, true)		/* all that answer have been told */ \
 	POINT(resolver_forgets, true)	/* traces there are being deleted, decisions here are next */ \
+	POINT(health_changes, false)	/* health: the lock of all states is held */ \
+	/* add_region(), at the gateway; its commit has the points above */ \
+	POINT(join_begins, true)		/* all is checked, nothing is on record or changed */ \
+	POINT(join_recorded, true)		/* the attempt is on record, nothing is changed */ \
+	POINT(join_forgets, true)		/* resolver: the newcomer is finished, the record is not deleted */ \
 	/* catch-up: at a row's home, and at the region that was away */ \
 	POINT(ship_begins, true)		/* notes and rows are locked, nothing is sent */ \
 	POINT(ship_answered, true)		/* the region has the rows, uncommitted; the notes stay */ \

@@ -27,6 +27,7 @@
 #include "storage/shmem.h"
 #include "utils/builtins.h"
 
+#include "fault.h"
 #include "remote_health_internal.h"
 
 PG_FUNCTION_INFO_V1(residency_region_states);
@@ -185,6 +186,7 @@ residency_health_change(HealthSlot *slot, ResidencyRegionState from, ResidencyRe
 
 	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
 	done = pg_atomic_compare_exchange_u32(&slot->state, &expected, to);
+	RESIDENCY_FAULT(health_changes);
 	if (done)
 	{
 		slot->since = GetCurrentTimestamp();

@@ -18,6 +18,7 @@
 
 #include "storage/fd.h"
 
+#include "guard.h"
 #include "remote_health_internal.h"
 
 /* pings: not more often, not less often, in ms */
@@ -157,14 +158,17 @@ ignore_notice(void *arg, const PGresult *res)
 static void
 greet(Probe *probe, const char *const *hello, TimestampTz now)
 {
-	const char *values[5] = {hello[0], probe->region, RESIDENCY_VERSION, hello[1], "f"};
+	char		instance[32];
+	const char *values[6] = {hello[0], probe->region, RESIDENCY_VERSION, hello[1], "f", instance};
 
+	snprintf(instance, sizeof(instance), "%016llx", (unsigned long long) residency_guard_instance());
 	PQsetNoticeReceiver(probe->conn, ignore_notice, NULL);
 	if (PQsetnonblocking(probe->conn, 1) != 0)
 		give_up(probe, PQerrorMessage(probe->conn), now);
 	else
 		ask(probe, "SELECT residency.hello($1::pg_catalog.int8, $2::pg_catalog.text, "
-			"$3::pg_catalog.text, $4::pg_catalog.text, $5::pg_catalog.bool)", 5, values, now);
+			"$3::pg_catalog.text, $4::pg_catalog.text, $5::pg_catalog.bool, $6::pg_catalog.text)",
+			lengthof(values), values, now);
 }
 
 /*
