@@ -17,8 +17,8 @@
 /*
  * One watched region of one database, in shared memory.  The worker of that database
  * claims it, is the only one to change it (but for "heard" and "pause", and for the flip from
- * catching up to up), and gives it back.  Slots never move.  The lock guards who owns a slot and the
- * fields that are no atomics.
+ * catching up to up), and gives it back, or leaves it to its successor.  Slots never move.  The lock
+ * guards who owns a slot and the fields that are no atomics.
  */
 typedef struct HealthSlot
 {
@@ -31,6 +31,7 @@ typedef struct HealthSlot
 	pg_atomic_uint32 pause;		/* ms until the next one, as it said */
 	bool		met;			/* has answered hello, so it runs our version */
 	TimestampTz since;			/* when the state began */
+	TimestampTz orphaned;		/* when its worker ended; 0: it runs, or the state was set by hand */
 	char		problem[HEALTH_PROBLEM];	/* why it does not answer, "" if it does */
 } HealthSlot;
 
@@ -38,6 +39,7 @@ typedef struct HealthSlot
 extern HealthSlot *residency_health_claim(const char *region, ResidencyRegionState state);
 extern void residency_health_release(HealthSlot *slot);
 extern void residency_health_release_all(void);
+extern void residency_health_orphan_all(void);
 extern bool residency_health_change(HealthSlot *slot, ResidencyRegionState from, ResidencyRegionState to);
 extern void residency_health_heard(const char *gateway, TimestampTz when, uint32 pause);
 extern void residency_health_describe(HealthSlot *slot, bool met, const char *problem);

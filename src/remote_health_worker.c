@@ -12,8 +12,10 @@
  * goes away again within FLAP_MS of its return the number doubles, up to a bound.
  *
  * The catalog is looked into once a second, in a short transaction; all the rest happens
- * outside of any.  The worker's end gives all slots back, so that regions count as up when
- * nobody watches them.
+ * outside of any.
+ *
+ * When workers are switched off, or the database is no region any more, the slots are given back, so
+ * that regions count as up.  A worker that ends otherwise leaves them to its successor.
  */
 #include "postgres.h"
 
@@ -53,13 +55,13 @@ static struct
 	char		self[NAMEDATALEN];
 } worker;
 
-/* before_shmem_exit: nobody watches the regions any more */
+/* before_shmem_exit: nobody watches the regions for now */
 static void
 stop_watching(int code, Datum arg)
 {
 	for (int i = 0; i < worker.n; i++)
 		residency_health_probe_close(worker.probes[i]);
-	residency_health_release_all();
+	residency_health_orphan_all();
 }
 
 /* true if this region holds notes of what the other one has missed */
@@ -385,4 +387,7 @@ residency_health_main(void)
 		wait_for_answers(timeout);
 		(void) residency_worker_wanted(&leave);
 	}
+	/* who was terminated is followed by another one; otherwise nobody comes */
+	if (!ProcDiePending)
+		residency_health_release_all();
 }
