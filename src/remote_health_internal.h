@@ -7,6 +7,7 @@
 
 #include "health.h"
 
+#include "lib/stringinfo.h"
 #include "libpq-fe.h"
 #include "port/atomics.h"
 #include "utils/timestamp.h"
@@ -47,13 +48,14 @@ extern void residency_health_describe(HealthSlot *slot, bool met, const char *pr
 /*
  * What goes on between the worker and one region.  Times are those of this server.
  *
- *		CLOSED --connect--> CONNECTING --> ASKING (hello) --> RESTING <--> ASKING (ping)
- *		   ^                                                                  |
- *		   '------- lost, refused, or too long without an answer -------------'
+ *		CLOSED --> LOOKING --> CONNECTING --> ASKING (hello) --> RESTING <--> ASKING (ping)
+ *		   ^     (for names)                                                     |
+ *		   '------- lost, refused, or too long without an answer ----------------'
  */
 typedef enum ProbePhase
 {
 	PROBE_CLOSED,
+	PROBE_LOOKING,				/* a resolver is asked where the region is */
 	PROBE_CONNECTING,
 	PROBE_ASKING,
 	PROBE_RESTING
@@ -68,6 +70,15 @@ typedef struct Probe
 	const char **values;
 	bool		seen;			/* still a region at the last look into the catalog */
 
+	/* remote_health_address.c */
+	char	   *hosts;			/* lists of what the host names stand for; NULL: not known */
+	char	   *addresses;
+	char	   *ports;
+	pid_t		child;			/* process that looks them up, 0: none */
+	int			pipe;			/* what it tells */
+	StringInfoData found;		/* what it has told; data NULL: none runs */
+	bool		hasty;			/* at the next attempt the resolver is given little time */
+
 	ProbePhase	phase;
 	PGconn	   *conn;
 	PostgresPollingStatusType poll; /* CONNECTING: what to wait for */
@@ -76,7 +87,8 @@ typedef struct Probe
 	TimestampTz asked;			/* when the phase began that waits for the region */
 	TimestampTz due;			/* CLOSED, RESTING: when to act next */
 
-	TimestampTz answered;		/* last sign that the region is there */
+	TimestampTz answered;		/* last sign that the region is there, moved on by what is excused */
+	long		excused;		/* ms of this silence that were excused while it was connected to */
 	bool		ever;			/* it has answered since the worker began */
 	int			good;			/* pings answered in a row */
 	double		rtt;			/* smoothed, in ms; < 0: not measured */
@@ -90,11 +102,22 @@ typedef struct Probe
 /* remote_health_gateway.c */
 extern void residency_health_dismiss(HealthSlot *slot, long patience);
 
+/* remote_health_address.c */
+extern bool residency_health_address_has_names(const Probe *probe);
+extern bool residency_health_address_start(Probe *probe);
+extern bool residency_health_address_read(Probe *probe, char *problem);
+extern void residency_health_address_stop(Probe *probe);
+extern PGconn *residency_health_address_connect(Probe *probe);
+extern void residency_health_address_forget(Probe *probe);
+
 /* remote_health_probe.c */
 extern void residency_health_probe_step(Probe *probe, const char *const *hello, TimestampTz now);
+extern void residency_health_probe_expire(Probe *probe, TimestampTz now);
+extern void residency_health_probe_excuse(Probe *probe, TimestampTz since, TimestampTz now);
+extern bool residency_health_probe_silent(const Probe *probe, TimestampTz now);
 extern void residency_health_probe_readable(Probe *probe, TimestampTz now);
 extern void residency_health_probe_close(Probe *probe);
-extern int	residency_health_probe_events(const Probe *probe);
+extern int	residency_health_probe_events(const Probe *probe, pgsocket *socket);
 extern long residency_health_probe_patience(const Probe *probe);
 extern long residency_health_probe_pause(const Probe *probe);
 
