@@ -7,7 +7,8 @@
  * next to nothing.  Each region has its own view: that of two others may differ.
  *
  * While no health worker runs in a database all its regions count as up, and what does
- * not answer is found out by each statement anew.
+ * not answer is found out by each statement anew; but for the seconds from the end of one
+ * worker to the begin of the next, in which what was known holds.
  */
 #ifndef RESIDENCY_HEALTH_H
 #define RESIDENCY_HEALTH_H

@@ -69,6 +69,22 @@ sub start_client
 	return $client;
 }
 
+# usa and gbr write global rows while aus is away, and note them at both homes.  A test of that.
+sub miss_something
+{
+	my ($self) = @_;
+	my $r = $self->r;
+	my ($first, $last) = (++$self->{missed} * 100, $self->{missed} * 100 + 9);
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+
+	$r->away('aus');
+	$r->poll($_, q{SELECT state = 'away' FROM residency.regions WHERE name = 'aus'}) or croak "aus is not away for $_" foreach qw(usa gbr);
+	$r->psql('usa', "INSERT INTO app.identity SELECT n, (ARRAY['usa', 'gbr'])[n % 2 + 1], 'missed' FROM generate_series($first, $last) n");
+	$r->psql('gbr', "DELETE FROM app.identity WHERE id = $first; UPDATE app.identity SET note = 'changed' WHERE id = $last");
+	Test::More::is($r->psql('aus', "SELECT count(*) FROM app.identity WHERE id BETWEEN $first AND $last"), 0, 'aus has missed something');
+	return;
+}
+
 # What the client was told: "committed", "aborted" or "unknown".
 sub finish_client
 {
