@@ -10,6 +10,7 @@
 /* global_catchup_progress.c */
 extern void residency_progress_init(void);
 extern void residency_progress_shipped(const char *region, int done, bool left);
+extern void residency_progress_idle(const char *region);
 extern void residency_progress_failed(const char *region, const char *error);
 
 /* global_catchup_worker.c: main function of a worker, see worker.h */

@@ -35,7 +35,7 @@ typedef struct ProgressSlot
 	TimestampTz since;			/* when this catch-up began */
 	TimestampTz last;			/* when the last batch was committed, or failed */
 	bool		active;			/* notes are left, as far as the worker knows */
-	char		error[PROGRESS_ERROR];	/* "" if the last batch went well */
+	char		error[PROGRESS_ERROR];	/* "" if the last batch went well, or nothing is left */
 } ProgressSlot;
 
 typedef struct ProgressShared
@@ -137,7 +137,24 @@ residency_progress_shipped(const char *region, int done, bool left)
 	LWLockRelease(shared->lock);
 }
 
-/* a batch failed, with that message */
+/* the region lacks nothing: whatever went wrong has been overcome */
+void
+residency_progress_idle(const char *region)
+{
+	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+	for (int i = 0; i < PROGRESS_SLOTS; i++)
+	{
+		ProgressSlot *slot = &shared->slots[i];
+
+		if (slot->database != MyDatabaseId || strcmp(slot->region, region) != 0)
+			continue;
+		slot->active = false;
+		slot->error[0] = '\0';
+	}
+	LWLockRelease(shared->lock);
+}
+
+/* a batch, or a look for notes, failed with that message */
 void
 residency_progress_failed(const char *region, const char *error)
 {

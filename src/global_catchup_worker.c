@@ -95,15 +95,18 @@ find_region(const char *name)
 }
 
 /*
- * Notes once more what broke a constraint some time ago, if its region is up.
+ * Round: notes once more what broke a constraint some time ago, if its region is up.
+ * Always true.
  */
-static void
-retry_conflicts(void)
+static bool
+retry_conflicts(void *arg)
 {
 	ListCell   *lc;
 
 	if (!residency_conflicts_exist())
-		return;
+		return true;
+	if (SPI_connect() != SPI_OK_CONNECT)
+		elog(ERROR, "SPI_connect failed");
 	foreach(lc, residency_other_servers())
 	{
 		char	   *name = residency_server_region(lfirst_oid(lc));
@@ -112,15 +115,17 @@ retry_conflicts(void)
 
 		if (residency_region_state(name) != RESIDENCY_UP)
 			continue;
-		residency_spi_as_owner("WITH c AS (UPDATE residency.conflict SET noticed_at = pg_catalog.now() "
+		residency_spi_as_owner("WITH c AS (UPDATE residency.conflict SET tried_at = pg_catalog.now() "
 							   "WHERE region OPERATOR(pg_catalog.=) $1 AND home OPERATOR(pg_catalog.=) $2 "
-							   "AND kind OPERATOR(pg_catalog.<>) 'key' AND noticed_at OPERATOR(pg_catalog.<) "
-							   "pg_catalog.now() OPERATOR(pg_catalog.-) '" CONFLICT_RETRY "'::pg_catalog.interval "
+							   "AND kind OPERATOR(pg_catalog.<>) 'key' AND tried_at OPERATOR(pg_catalog.<) "
+							   "(pg_catalog.now() OPERATOR(pg_catalog.-) '" CONFLICT_RETRY "'::pg_catalog.interval) "
 							   "RETURNING region, relation, key) "
 							   "INSERT INTO residency.backlog (region, relation, key) "
 							   "SELECT DISTINCT region, relation, key FROM c ON CONFLICT DO NOTHING",
 							   lengthof(types), types, values, false);
 	}
+	SPI_finish();
+	return true;
 }
 
 /*
@@ -135,7 +140,6 @@ look(void *arg)
 		regions[i].behind = false;
 	if (SPI_connect() != SPI_OK_CONNECT)
 		elog(ERROR, "SPI_connect failed");
-	retry_conflicts();
 	foreach(lc, residency_other_servers())
 	{
 		char	   *name = residency_server_region(lfirst_oid(lc));
@@ -148,9 +152,55 @@ look(void *arg)
 		residency_spi_as_owner("SELECT FROM residency.backlog WHERE region OPERATOR(pg_catalog.=) $1 LIMIT 1",
 							   lengthof(types), types, values, true);
 		region->behind = SPI_processed > 0 || residency_region_state(name) == RESIDENCY_CATCHING_UP;
+		if (!region->behind)
+			residency_progress_idle(name);
 	}
 	SPI_finish();
 	return true;
+}
+
+/* a round, and the region whose errors it tells; NULL: they concern all */
+typedef struct Told
+{
+	ResidencyWorkerRound round;
+	void	   *arg;
+	CatchUpRegion *region;
+} Told;
+
+/* Round: does another one, and leaves its error in residency.catch_up. */
+static bool
+tell_errors(void *arg)
+{
+	Told	   *told = arg;
+	volatile bool result = false;
+
+	PG_TRY();
+	{
+		result = told->round(told->arg);
+	}
+	PG_CATCH();
+	{
+		MemoryContext context = MemoryContextSwitchTo(TopMemoryContext);
+		ErrorData  *error = CopyErrorData();
+
+		for (int i = 0; i < nregions; i++)
+			if (told->region == NULL || told->region == &regions[i])
+				residency_progress_failed(regions[i].name, error->message);
+		FreeErrorData(error);
+		MemoryContextSwitchTo(context);
+		PG_RE_THROW();
+	}
+	PG_END_TRY();
+	return result;
+}
+
+/* residency_worker_try, for one region or all (NULL), with errors that can be seen */
+static bool
+try_for(CatchUpRegion *region, ResidencyWorkerRound round, void *arg)
+{
+	Told		told = {round, arg, region};
+
+	return residency_worker_try(tell_errors, &told);
 }
 
 /* ships one batch, in a transaction of its own */
@@ -159,37 +209,23 @@ ship(void *arg)
 {
 	BatchWork  *work = arg;
 
-	PG_TRY();
-	{
-		MemoryContext context = CurrentMemoryContext;
+	MemoryContext context = CurrentMemoryContext;
 
-		SetCurrentStatementStartTimestamp();
-		StartTransactionCommand();
-		/* nobody waits for us to see the rows there; the next batch queues behind this one */
-		if (!work->hurry)
-			(void) set_config_option("residency.commit_wait", "decided", PGC_USERSET, PGC_S_SESSION,
-									 GUC_ACTION_LOCAL, true, 0, false);
-		PushActiveSnapshot(GetTransactionSnapshot());
-		MemoryContextSwitchTo(context);
-		work->result = residency_ship_batch(work->region->name, work->after, work->final);
-		if (FullTransactionIdIsValid(GetTopFullTransactionIdIfAny()))
-			last_xid = U64FromFullTransactionId(GetTopFullTransactionIdIfAny());
-		PopActiveSnapshot();
-		CommitTransactionCommand();
-		if (work->result.done > 0)
-			RESIDENCY_FAULT(shipped);
-	}
-	PG_CATCH();
-	{
-		MemoryContext context = MemoryContextSwitchTo(TopMemoryContext);
-		ErrorData  *error = CopyErrorData();
-
-		residency_progress_failed(work->region->name, error->message);
-		FreeErrorData(error);
-		MemoryContextSwitchTo(context);
-		PG_RE_THROW();
-	}
-	PG_END_TRY();
+	SetCurrentStatementStartTimestamp();
+	StartTransactionCommand();
+	/* nobody waits for us to see the rows there; the next batch queues behind this one */
+	if (!work->hurry)
+		(void) set_config_option("residency.commit_wait", "decided", PGC_USERSET, PGC_S_SESSION,
+								 GUC_ACTION_LOCAL, true, 0, false);
+	PushActiveSnapshot(GetTransactionSnapshot());
+	MemoryContextSwitchTo(context);
+	work->result = residency_ship_batch(work->region->name, work->after, work->final);
+	if (FullTransactionIdIsValid(GetTopFullTransactionIdIfAny()))
+		last_xid = U64FromFullTransactionId(GetTopFullTransactionIdIfAny());
+	PopActiveSnapshot();
+	CommitTransactionCommand();
+	if (work->result.done > 0)
+		RESIDENCY_FAULT(shipped);
 	return true;
 }
 
@@ -208,13 +244,14 @@ static PassResult
 pass(CatchUpRegion *region, bool final, bool hurry, int batches)
 {
 	BatchWork	work = {.region = region, .final = final, .hurry = hurry};
+	Told		told = {ship, &work, region};
 	int			taken = 0;
 	int			done = 0;
 	int			later = 0;
 
 	do
 	{
-		if (!residency_worker_try_bare(ship, &work))
+		if (!residency_worker_try_bare(tell_errors, &told))
 			return PASS_FAILED;
 		taken += work.result.taken;
 		done += work.result.done;
@@ -270,7 +307,7 @@ flip(CatchUpRegion *region)
 {
 	bool		up = false;
 
-	if (!residency_worker_try(lock_region, region))
+	if (!try_for(region, lock_region, region))
 	{
 		LockReleaseSession(USER_LOCKMETHOD);	/* an error may have come behind it */
 		return false;
@@ -282,7 +319,7 @@ flip(CatchUpRegion *region)
 
 		if (result == PASS_CLEAN)
 		{
-			if (residency_worker_try(nothing_left, region))
+			if (try_for(region, nothing_left, region))
 				up = residency_health_flip_up(region->name);
 			RESIDENCY_FAULT(flipped);
 			break;
@@ -362,8 +399,10 @@ residency_catch_up_main(void)
 		bool		more = true;
 
 		pause = LOOK_INTERVAL;
-		if (!residency_worker_try(look, NULL))
+		if (!try_for(NULL, look, NULL))
 			continue;
+		/* on its own: what goes wrong here must keep nobody from what was noted */
+		(void) try_for(NULL, retry_conflicts, NULL);
 		while (more)
 		{
 			bool		leave;

@@ -89,7 +89,10 @@ residency_conflict_check(Oid relid, const char *key)
 				 errhint("SELECT * FROM residency.conflicts; then decide with residency.resolve_conflict().")));
 }
 
-/* Stores a row that could not be shipped, or replaces what was stored of it. */
+/*
+ * Stores a row that could not be shipped, or replaces what was stored of it; it stays
+ * noticed when it was first.
+ */
 void
 residency_conflict_store(Oid relid, const char *key, const char *kind, const char *region,
 						 const char *home, const char *constraint, const char *row)
@@ -119,7 +122,7 @@ residency_conflict_store(Oid relid, const char *key, const char *kind, const cha
 							  "VALUES ($1, $2, $3, $4, $5, $6, $7::pg_catalog.jsonb) "
 							  "ON CONFLICT (relation, key, region, kind) DO UPDATE SET home = excluded.home, "
 							  "constraint_name = excluded.constraint_name, content = excluded.content, "
-							  "noticed_at = excluded.noticed_at",
+							  "tried_at = excluded.tried_at",
 							  lengthof(types), types, values, nulls, false, 0) != SPI_OK_INSERT)
 		elog(ERROR, "cannot store a conflict");
 	SPI_finish();
