@@ -18,12 +18,12 @@
  *	  a constraint waits for another row that may cure it; if none is left ("final"), it
  *	  goes to residency.conflict.
  *
- * All of a batch is one subtransaction.  If it fails, each row gets one of its own, so
- * that the others are not held up.
+ * All of a batch is one subtransaction.  If it fails, each row gets one of its own, and its
+ * table is opened in there, so that the others are not held up: whatever an error says about
+ * one row or one table, and not about this server, is that row's.
  */
 #include "residency.h"
 
-#include "access/htup_details.h"
 #include "access/xact.h"
 #include "catalog/pg_type.h"
 #include "commands/trigger.h"
@@ -33,7 +33,6 @@
 #include "nodes/makefuncs.h"
 #include "nodes/parsenodes.h"
 #include "utils/builtins.h"
-#include "utils/fmgrprotos.h"
 #include "utils/guc.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
@@ -99,19 +98,9 @@ tell(ShippedCall *call, int number, Verdict *verdict)
 	tuplestore_putvalues(call->out->setResult, call->out->setDesc, values, nulls);
 }
 
-/* a row as json, in the current memory context */
-static char *
-row_as_json(TupleDesc desc, Datum *values, bool *nulls)
-{
-	HeapTuple	tuple = heap_form_tuple(desc, values, nulls);
-
-	return TextDatumGetCString(DirectFunctionCall1(row_to_json,
-												   heap_copy_tuple_as_datum(tuple, desc)));
-}
-
-/* Opens the tables of a call for one attempt; bounds the waits for locks. */
+/* Opens tables, by name, for one attempt; bounds the waits for locks. */
 static void
-open_attempt(Attempt *attempt, ShippedCall *call)
+open_attempt(Attempt *attempt, List *tables)
 {
 	ConstraintsSetStmt *stmt = makeNode(ConstraintsSetStmt);
 
@@ -119,7 +108,7 @@ open_attempt(Attempt *attempt, ShippedCall *call)
 	attempt->run.limit = -1;
 	attempt->run.last = true;
 	attempt->run.at_home = true;	/* constraints are checked as they are there */
-	residency_target_open_all(&attempt->run, call->tables, RowExclusiveLock);
+	residency_target_open_all(&attempt->run, tables, RowExclusiveLock);
 	for (int i = 0; i < list_length(attempt->run.targets); i++)
 		attempt->probes = lappend(attempt->probes, NULL);
 	/* nothing may be left to fail in PREPARE */
@@ -222,8 +211,8 @@ judge(ShippedCall *call, RowProbe *probe, ChangeReader *reader, const char *key,
 	}
 	verdict->outcome = SHIP_WON;
 	verdict->kind = "key";
-	verdict->content = row_as_json(RelationGetDescr(probe->rel), probe->slot->tts_values,
-								   probe->slot->tts_isnull);
+	verdict->content = residency_row_as_json(RelationGetDescr(probe->rel), probe->slot->tts_values,
+											 probe->slot->tts_isnull);
 	return true;
 }
 
@@ -247,6 +236,9 @@ settle(ShippedCall *call, Oid relid, const char *key, int number, Verdict *verdi
 			residency_backlog_disown(relid, key);
 			break;
 		case SHIP_CONFLICT:
+			/* a table that is not here is known by its home only */
+			if (!OidIsValid(relid))
+				break;
 			residency_conflict_store(relid, key, verdict->kind, residency_self()->region,
 									 call->shipper, verdict->constraint, verdict->content);
 			break;
@@ -291,6 +283,7 @@ typedef struct BatchLine
 {
 	Oid			relid;
 	char	   *key;
+	char	   *content;		/* the row as it came, if it may have to be kept */
 	Verdict		verdict;
 } BatchLine;
 
@@ -304,7 +297,7 @@ apply_all(ShippedCall *call)
 	Attempt		attempt;
 	MemoryContext old = MemoryContextSwitchTo(call->context);
 
-	open_attempt(&attempt, call);
+	open_attempt(&attempt, call->tables);
 	while (residency_text_next(&reader))
 	{
 		BatchLine  *line = palloc(sizeof(BatchLine));
@@ -323,6 +316,47 @@ apply_all(ShippedCall *call)
 	return lines;
 }
 
+/* what an error tells about a record */
+typedef enum ErrorMeaning
+{
+	ERROR_BUSY,					/* somebody else is in the way */
+	ERROR_REFUSED,				/* the record cannot be applied, for now at least */
+	ERROR_ELSEWHERE				/* it is not about the record at all */
+} ErrorMeaning;
+
+/*
+ * Tells them apart.  What is not known to be about the server, the session or the connection
+ * is the record's: triggers and checks of the user's may throw whatever they like, and one
+ * row must not hold up all others for ever.
+ */
+static ErrorMeaning
+meaning_of(int sqlerrcode)
+{
+	switch (sqlerrcode)
+	{
+		case ERRCODE_LOCK_NOT_AVAILABLE:
+		case ERRCODE_OBJECT_IN_USE:
+		case ERRCODE_T_R_SERIALIZATION_FAILURE:
+		case ERRCODE_T_R_DEADLOCK_DETECTED:
+			return ERROR_BUSY;
+		case ERRCODE_PROTOCOL_VIOLATION:	/* the table has other columns here */
+			return ERROR_REFUSED;
+		case ERRCODE_DATA_CORRUPTED:
+		case ERRCODE_INDEX_CORRUPTED:
+			return ERROR_ELSEWHERE;
+	}
+	switch (ERRCODE_TO_CATEGORY(sqlerrcode))
+	{
+		case MAKE_SQLSTATE('0', '8', '0', '0', '0'):	/* connection */
+		case MAKE_SQLSTATE('2', '5', '0', '0', '0'):	/* state of the transaction */
+		case MAKE_SQLSTATE('5', '3', '0', '0', '0'):	/* memory, disk, connections */
+		case MAKE_SQLSTATE('5', '7', '0', '0', '0'):	/* cancelled, shut down */
+		case MAKE_SQLSTATE('5', '8', '0', '0', '0'):	/* input and output */
+			return ERROR_ELSEWHERE;
+	}
+	return ERROR_REFUSED;
+}
+
 /*
  * What an error means for the record that caused it.  Only in PG_CATCH; rethrows what does
  * not concern the record.
@@ -336,34 +370,51 @@ judge_error(ShippedCall *call, Verdict *verdict)
 	error = CopyErrorData();
 	MemoryContextSwitchTo(old);
 	memset(verdict, 0, sizeof(Verdict));
-	switch (ERRCODE_TO_CATEGORY(error->sqlerrcode))
+	switch (meaning_of(error->sqlerrcode))
 	{
-		case MAKE_SQLSTATE('5', '5', '0', '0', '0'):
-		case MAKE_SQLSTATE('4', '0', '0', '0', '0'):
+		case ERROR_BUSY:
 			verdict->outcome = SHIP_BUSY;
 			break;
-		case MAKE_SQLSTATE('2', '3', '0', '0', '0'):
-		case MAKE_SQLSTATE('2', '2', '0', '0', '0'):
-		case MAKE_SQLSTATE('4', '2', '0', '0', '0'):
-		case MAKE_SQLSTATE('P', '0', '0', '0', '0'):
+		case ERROR_REFUSED:
 			verdict->outcome = call->final ? SHIP_CONFLICT : SHIP_LATER;
 			verdict->kind = error->sqlerrcode == ERRCODE_UNIQUE_VIOLATION ? "unique" :
 				error->sqlerrcode == ERRCODE_FOREIGN_KEY_VIOLATION ? "reference" : "other";
 			verdict->constraint = error->constraint_name;
 			break;
-		default:
+		case ERROR_ELSEWHERE:
 			PG_RE_THROW();
 	}
 	FlushErrorState();
 }
 
 /*
- * Runs one record, or all (reader NULL), in a subtransaction; false if it failed.  The
- * lines of all come back in *lines, the verdict of one in *verdict.
+ * Applies one record in the current subtransaction.  What is learnt of it before something
+ * fails is in *line.
+ */
+static void
+apply_one(ShippedCall *call, ChangeReader record, BatchLine *line)
+{
+	Attempt		attempt;
+	RowProbe   *probe;
+
+	open_attempt(&attempt, list_make1(list_nth(call->tables, record.table - 1)));
+	record.table = 1;
+	probe = probe_of(&attempt, 1);
+	line->key = read_key(probe, &record);
+	line->relid = RelationGetRelid(probe->rel);
+	if (call->final && record.kind == CHANGE_STATE)
+		line->content = residency_row_as_json(RelationGetDescr(probe->rel), probe->values, probe->nulls);
+	apply_record(call, &attempt, &record, line->key, &line->verdict);
+	residency_text_finish(&record);
+	close_attempt(&attempt);
+}
+
+/*
+ * Runs one record, or all (NULL), in a subtransaction; false if it failed.  The lines of all
+ * come back in *lines, what became of one in *line.
  */
 static bool
-attempt_in_subtransaction(ShippedCall *call, ChangeReader *reader, const char *key,
-						  List **lines, Verdict *verdict)
+attempt_in_subtransaction(ShippedCall *call, ChangeReader *record, List **lines, BatchLine *line)
 {
 	ResourceOwner owner = CurrentResourceOwner;
 	MemoryContext context = CurrentMemoryContext;
@@ -373,16 +424,10 @@ attempt_in_subtransaction(ShippedCall *call, ChangeReader *reader, const char *k
 	PG_TRY();
 	{
 		MemoryContextSwitchTo(call->context);
-		if (reader == NULL)
+		if (record == NULL)
 			*lines = apply_all(call);
 		else
-		{
-			Attempt		attempt;
-
-			open_attempt(&attempt, call);
-			apply_record(call, &attempt, reader, key, verdict);
-			close_attempt(&attempt);
-		}
+			apply_one(call, *record, line);
 		ReleaseCurrentSubTransaction();
 		ok = true;
 	}
@@ -391,8 +436,12 @@ attempt_in_subtransaction(ShippedCall *call, ChangeReader *reader, const char *k
 		Verdict		judged;
 
 		judge_error(call, &judged);
-		if (verdict)
-			*verdict = judged;
+		if (line)
+		{
+			line->verdict = judged;
+			if (judged.outcome == SHIP_CONFLICT)
+				line->verdict.content = line->content;
+		}
 		RollbackAndReleaseCurrentSubTransaction();
 	}
 	PG_END_TRY();
@@ -410,33 +459,23 @@ apply_each(ShippedCall *call)
 	MemoryContext row = AllocSetContextCreate(call->context, "residency shipped row",
 											  ALLOCSET_DEFAULT_SIZES);
 	MemoryContext context = call->context;
-	Attempt		attempt;		/* only to read with */
+	ChangeReader record;
 	int			number = 0;
 
-	open_attempt(&attempt, call);
-	while (residency_text_next(&reader))
+	while (residency_text_split(&reader, &record))
 	{
-		ChangeReader copy = reader;
-		RowProbe   *probe;
-		char	   *key;
-		Verdict		verdict;
+		BatchLine	line = {0};
 		MemoryContext old = MemoryContextSwitchTo(row);
 
 		CHECK_FOR_INTERRUPTS();
-		check_reader(call, &reader);
-		probe = probe_of(&attempt, reader.table);
-		key = read_key(probe, &reader);
+		check_reader(call, &record);
 		call->context = row;
-		if (!attempt_in_subtransaction(call, &copy, key, NULL, &verdict) &&
-			verdict.outcome == SHIP_CONFLICT && reader.kind == CHANGE_STATE)
-			verdict.content = row_as_json(RelationGetDescr(probe->rel), probe->values, probe->nulls);
+		(void) attempt_in_subtransaction(call, &record, NULL, &line);
 		call->context = context;
-		settle(call, RelationGetRelid(probe->rel), key, ++number, &verdict);
-		skip_record(probe, &reader);
+		settle(call, line.relid, line.key, ++number, &line.verdict);
 		MemoryContextSwitchTo(old);
 		MemoryContextReset(row);
 	}
-	close_attempt(&attempt);
 }
 
 /* Applies the records, all at once if that goes well. */
@@ -446,7 +485,7 @@ apply_records(ShippedCall *call)
 	List	   *lines = NIL;
 	ListCell   *lc;
 
-	if (!attempt_in_subtransaction(call, NULL, NULL, &lines, NULL))
+	if (!attempt_in_subtransaction(call, NULL, &lines, NULL))
 		apply_each(call);
 	foreach(lc, lines)
 	{

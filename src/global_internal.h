@@ -71,6 +71,8 @@ extern void residency_text_row(StringInfo buf, GlobalText *text,
 							   const Datum *values, const bool *nulls);
 extern void residency_text_key(StringInfo buf, GlobalText *text, const Datum *keys);
 extern bool residency_text_next(ChangeReader *reader);
+extern bool residency_text_split(ChangeReader *reader, ChangeReader *record);
+extern void residency_text_finish(ChangeReader *record);
 extern void residency_text_read_row(ChangeReader *reader, GlobalText *text,
 									Datum *values, bool *nulls);
 extern void residency_text_read_key(ChangeReader *reader, GlobalText *text,
