@@ -37,6 +37,7 @@
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
 
+#include "fault.h"
 #include "regions.h"
 
 PG_FUNCTION_INFO_V1(residency_ask_outcome);
@@ -276,6 +277,7 @@ finish_part(const ResolveResult *verdict)
 	FinishPreparedTransaction(verdict->gid, strcmp(verdict->action, "committed") == 0);
 	CommitTransactionCommand();
 	MemoryContextSwitchTo(context);
+	RESIDENCY_FAULT(peer_finished);
 	residency_resolver_note(verdict);
 }
 
@@ -298,6 +300,7 @@ residency_peers_finish(void *arg)
 		PG_TRY();
 		{
 			CHECK_FOR_INTERRUPTS();
+			RESIDENCY_FAULT(peer_knows);
 			finish_part(lfirst(lc));
 		}
 		PG_CATCH();
