@@ -380,6 +380,8 @@ attempt_in_subtransaction(ShippedCall *call, ChangeReader *reader, const char *k
 			Attempt		attempt;
 
 			open_attempt(&attempt, call);
+			/* this attempt's probe looks for the key that it has read */
+			(void) read_key(probe_of(&attempt, reader->table), reader);
 			apply_record(call, &attempt, reader, key, verdict);
 			close_attempt(&attempt);
 		}
