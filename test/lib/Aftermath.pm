@@ -6,6 +6,7 @@ use strict;
 use warnings;
 
 use PostgreSQL::Test::Utils;
+use Time::HiRes qw(sleep time);
 
 # s after which a region that reaches no other one knows it, and after which a server that
 # has restarted does: until then they may ask the others, and fail
@@ -14,9 +15,10 @@ my ($knows, $knows_again) = (2.5, 6);
 # why a transaction may fail at any time: somebody ended or cancelled it
 my $ended = qr/^(?:57P0[1-5]|57014 canceling statement due to user request|XX000 fault point|lost:|rolled back)/;
 
-# an internal error in another region: which one, its log tells
+# an internal error in another region; which one, its log tells
 my $elsewhere = qr/region "\w+": error in a statement/;
 
+# After settling.
 sub check
 {
 	my ($t) = @_;
@@ -42,33 +44,111 @@ sub rows
 	return map { [ split /\|/, $_, -1 ] } split /\n/, $t->r->psql($region, $sql);
 }
 
-# Conflicts: each is known alike in two regions.
-sub read_conflicts
+# All conflicts: { relation, key, kind, home, region, txn, row, known => [regions] }.
+sub conflicts
 {
 	my ($t) = @_;
-	my %known;
+	my @columns = qw(relation key kind home region txn row);
+	my %conflicts;
 
-	$t->{conflict_keys} = {};
-	$t->{conflicts} = {};
 	foreach my $region ($t->r->regions)
 	{
 		foreach my $row (rows($t, $region, q{SELECT relation, key[1], kind, home, region, row->>'txn', row FROM residency.conflicts}))
 		{
-			my ($relation, $key, $kind, $home, $other, $txn) = @$row;
+			my $conflict = $conflicts{ join('|', @$row) } //= {};
 
-			push @{ $known{ join('|', @$row) } }, $region;
-			$t->{conflict_keys}{"$relation $kind"}{$key} = 1;
-			$t->{stored}{$txn} = 1 if $txn ne '';
+			@{$conflict}{@columns} = @$row;
+			push @{ $conflict->{known} }, $region;
 		}
 	}
-	foreach my $conflict (sort keys %known)
-	{
-		my ($relation, $key, $kind, $home, $other) = split /\|/, $conflict;
-		my $where = join(' ', sort @{ $known{$conflict} });
+	return map { $conflicts{$_} } sort keys %conflicts;
+}
 
-		$t->{conflicts}{"$relation $kind"}++;
-		$t->violation("conflict known in $where only: $conflict") if $where ne join(' ', sort $home, $other);
+# Conflicts: each is known alike in two regions.
+sub read_conflicts
+{
+	my ($t) = @_;
+
+	$t->{conflict_keys} = {};
+	$t->{conflicts} = {};
+	foreach my $c (conflicts($t))
+	{
+		my $where = join(' ', sort @{ $c->{known} });
+
+		$t->{conflict_keys}{"$c->{relation} $c->{kind}"}{ $c->{key} } = 1;
+		$t->{stored}{ $c->{txn} } = 1 if $c->{txn} ne '';
+		$t->{conflicts}{"$c->{relation} $c->{kind}"}++;
+		$t->violation("conflict known in $where only: $c->{relation} {$c->{key}} $c->{kind} $c->{home} $c->{region} $c->{row}")
+		  if $where ne join(' ', sort $c->{home}, $c->{region});
 	}
+	return;
+}
+
+# Decides all conflicts, as an operator would; what is open after a while, and the last errors.
+sub decide
+{
+	my ($t, $seconds) = @_;
+	my $end = time + $seconds;
+	my (@open, %errors);
+
+	while ((@open = conflicts($t)) && time < $end)
+	{
+		my %n;
+
+		$n{"$_->{relation} $_->{key}"}++ foreach @open;
+		%errors = ();
+		foreach my $c (@open)
+		{
+			my ($code, $out, $error) = $t->r->try($c->{home}, decision($t, $c, $n{"$c->{relation} $c->{key}"}));
+
+			$errors{$1} = 1 if $code && $error =~ /(ERROR: .*)/;
+		}
+		sleep(0.3);
+	}
+	return '' unless @open;
+	return 'conflicts cannot be decided: ' . join('; ', map { "$_->{relation} {$_->{key}} $_->{kind} $_->{home} $_->{region} $_->{row}" } @open)
+	  . '; ' . join('; ', sort keys %errors);
+}
+
+# SQL to run at the home of a conflict's row.  A row that lost goes, with what refers to it; a
+# row of app.made gets another key.
+sub decision
+{
+	my ($t, $c, $number) = @_;
+	my ($keep, $changes) = ('current', '{}');
+	my $room = '';
+
+	if ($c->{relation} eq 'app.made' && $c->{kind} eq 'key' && $number == 1)
+	{
+		($keep, $changes) = ('stored', sprintf('{"id": %d}', $c->{txn}));
+		$t->{expected_row}{ $c->{txn} } = 1;
+	}
+	elsif ($c->{kind} ne 'key') { $room = make_room($t, $c); }
+	return "$room SELECT residency.resolve_conflict('$c->{relation}', '{$c->{key}}', '$keep', '$changes')";
+}
+
+# What is in the way of a row that broke a reference is deleted, where it is.
+sub make_room
+{
+	my ($t, $c) = @_;
+
+	# of an identity that two regions have made the one in the region first by name stays
+	$t->r->try($c->{region}, "DELETE FROM app.details WHERE id = $c->{key} AND region = '$c->{region}'")
+	  if $c->{relation} eq 'app.identity' && $c->{home} lt $c->{region};
+	$t->r->try($c->{region}, "DELETE FROM app.child WHERE parent = $c->{key}") if $c->{relation} eq 'app.parent';
+	return $c->{relation} eq 'app.child' ? "DELETE FROM app.child WHERE id = $c->{key};" : '';
+}
+
+# After all conflicts are decided, and settling: copies are equal without exception.
+sub check_decided
+{
+	my ($t) = @_;
+	my %holds = map { $_->[0] => 1 } rows($t, 'usa', 'SELECT txn FROM app.made');
+
+	$t->{conflict_keys} = {};
+	check_copies($t);
+	check_homes($t);
+	foreach my $txn (sort grep { !$holds{$_} } keys %{ $t->{expected_row} }) { $t->violation("row of transaction $txn in app.made is not there after the decision to keep it"); }
 	return;
 }
 
@@ -90,7 +170,7 @@ sub check_logs
 		{
 			push @{ $t->{came_up}{$region} }, $1 if $line =~ /^([\d.]+) .*LOG:  database system is ready to accept connections/;
 			$t->violation("$region log: $line")
-			  if $line =~ /PANIC|TRAP:|terminated by signal (?!9)|invalid page|could not read block|LOG:  .*corrupt|\bXX\w{3} (?!.*LOG:|.*: fault point)/;
+			  if $line =~ /PANIC|TRAP:|terminated by signal (?!9)|invalid page|could not read block|LOG:  .*corrupt|\] XX\w{3} .*(?:LOG|ERROR|FATAL):  (?!.*fault point|error in a statement$)/;
 		}
 	}
 	return;

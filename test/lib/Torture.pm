@@ -72,13 +72,26 @@ sub run
 	$self->nemesis->rest;
 	Crash::heal($self);
 	$self->wait_for($patience + 30, grep { $_ != $watcher } keys %{ $self->{processes} });
-	my $left = $self->settle;
-	$self->violation("left: $left") if $left ne '';
+	$self->settle('left');
 	append_to_file("$dir/done", '');
 	$self->wait_for(30, $watcher);
 	$self->read_results("$dir/$_") foreach 1 .. $self->{clients};
 	$self->read_notes("$dir/watch");
 	Aftermath::check($self);
+	$self->decide;
+	return;
+}
+
+# Conflicts can be decided, and then nothing is left of them.
+sub decide
+{
+	my ($self) = @_;
+
+	return unless %{ $self->{conflicts} };
+	my $open = Aftermath::decide($self, 30);
+	$self->violation($open) if $open ne '';
+	$self->settle('left after decisions');
+	Aftermath::check_decided($self);
 	return;
 }
 
@@ -264,16 +277,17 @@ sub left
 	return join('; ', map { "$_: $left{$_}" } grep { $left{$_} ne '' } sort keys %left);
 }
 
-# Waits until nothing is; what is, if that takes too long.
+# Waits until nothing is; what still is after a while is a violation.
 sub settle
 {
-	my ($self) = @_;
+	my ($self, $text) = @_;
 	my $begin = time;
 	my $left;
 
 	sleep(0.1) while ($left = $self->left) ne '' && time < $begin + $limit;
-	$self->{slowest} = time - $begin;
-	return $left;
+	$self->violation("$text: $left") if $left ne '';
+	$self->{slowest} //= time - $begin;
+	return;
 }
 
 # what a client wrote down
