@@ -168,7 +168,8 @@ sub check_logs
 	{
 		foreach my $line (split /\n/, slurp_file($t->r->node($region)->logfile))
 		{
-			push @{ $t->{came_up}{$region} }, $1 if $line =~ /^([\d.]+) .*LOG:  database system is ready to accept connections/;
+			next unless $line =~ /^([\d.]+) / && $1 >= $t->{begin};    # an earlier run may have written the same log
+			push @{ $t->{came_up}{$region} }, $1 if $line =~ /LOG:  database system is ready to accept connections/;
 			$t->violation("$region log: $line")
 			  if $line =~ /PANIC|TRAP:|terminated by signal (?!9)|invalid page|could not read block|LOG:  .*corrupt|\] XX\w{3} .*(?:LOG|ERROR|FATAL):  (?!.*fault point|error in a statement$)/;
 		}

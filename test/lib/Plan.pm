@@ -498,17 +498,17 @@ sub outage
 	return;
 }
 
-# an action that is possible there, the first or second time that somebody comes by
+# an action that is possible there, mostly the first time that somebody comes by
 sub fault
 {
 	my ($roll, $point, $may_fail) = @_;
 	my $action = pick($roll, qw(crash_backend crash_server terminate hold hold), $may_fail ? ('error') x 2 : ());
 
-	return "$point:$action:" . (1 + $roll->(2));
+	return "$point:$action:" . ($roll->(4) ? 1 : 2);
 }
 
 my @trifles = (qw(kill terminate terminate cancel cancel kill_worker kill_worker behead stop freeze
-	cut cut cut away hold hold hold_away isolate slow slow), ('fault') x 8, ('resolver') x 3);
+	cut cut cut away hold hold hold_away isolate slow slow), ('fault') x 12, ('resolver') x 3);
 
 # Everything else, which is short.
 sub trifles
@@ -559,8 +559,8 @@ sub trifle_of_points
 
 	my $crash = $fault =~ /crash/;
 
-	return if taken($plan, 'points', $region, $ms, $ms + 1200) || ($crash && taken($plan, 'processes', $region, $ms, $ms + 1500));
-	reserve($plan, 'points', $region, $ms, $ms + 1200);
+	return if taken($plan, 'points', $region, $ms, $ms + 1500) || ($crash && taken($plan, 'processes', $region, $ms, $ms + 1500));
+	reserve($plan, 'points', $region, $ms, $ms + 1500);
 	reserve($plan, 'processes', $region, $ms, $ms + 2500) if $crash;
 	event($plan, $ms, 'fault', $region, $fault, $o->{last});
 

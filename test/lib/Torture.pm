@@ -62,6 +62,8 @@ sub run
 	my ($self) = @_;
 	my $dir = PostgreSQL::Test::Utils::tempdir();
 	my $end = time + $self->{seconds};
+
+	$self->{begin} = time;
 	my $watcher = $self->spawn('the watcher', "$dir/watch", sub { $self->watch("$dir/watch", "$dir/done") });
 
 	foreach my $n (1 .. $self->{clients})
@@ -277,16 +279,21 @@ sub left
 	return join('; ', map { "$_: $left{$_}" } grep { $left{$_} ne '' } sort keys %left);
 }
 
-# Waits until nothing is; what still is after a while is a violation.
+# Waits until nothing is.  What still is after the limit is a violation; whether it goes at all is told with it.
 sub settle
 {
 	my ($self, $text) = @_;
 	my $begin = time;
-	my $left;
+	my ($left, $late);
 
-	sleep(0.1) while ($left = $self->left) ne '' && time < $begin + $limit;
-	$self->violation("$text: $left") if $left ne '';
-	$self->{slowest} //= time - $begin;
+	while (($left = $self->left) ne '' && time < $begin + 6 * $limit)
+	{
+		$late //= $left if time > $begin + $limit;
+		sleep(0.1);
+	}
+	my $seconds = time - $begin;
+	$self->violation(sprintf('%s after %d s: %s; after %.1f s: %s', $text, $limit, $late, $seconds, $left eq '' ? 'nothing' : $left)) if defined $late;
+	$self->{slowest} ||= $seconds;
 	return;
 }
 
