@@ -168,10 +168,12 @@ sub check_logs
 	{
 		foreach my $line (split /\n/, slurp_file($t->r->node($region)->logfile))
 		{
-			next unless $line =~ /^([\d.]+) / && $1 >= $t->{begin};    # an earlier run may have written the same log
-			push @{ $t->{came_up}{$region} }, $1 if $line =~ /LOG:  database system is ready to accept connections/;
+			my $at = $line =~ /^(\d+\.\d+) / ? $1 : time;
+
+			next if $at < $t->{begin};    # an earlier run may have written the same log
+			push @{ $t->{came_up}{$region} }, $at if $line =~ /LOG:  database system is ready to accept connections/;
 			$t->violation("$region log: $line")
-			  if $line =~ /PANIC|TRAP:|terminated by signal (?!9)|invalid page|could not read block|LOG:  .*corrupt|\] XX\w{3} .*(?:LOG|ERROR|FATAL):  (?!.*fault point|error in a statement$)/;
+			  if $line =~ /PANIC|TRAP:|terminated by signal (?!9)|invalid page|could not read block|LOG:  .*corrupt|\] XX\w{3} .*(?:LOG|ERROR|FATAL):  (?!.*(?:fault point|error in a statement$))/;
 		}
 	}
 	return;
