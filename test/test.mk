@@ -108,7 +108,7 @@ torture: relay faults
 		PG_TEST_NOCLEAN=1 perl test/t/540_torture.pl
 
 torture-plan:
-	@perl -Itest/lib -MPlan -e 'Plan->new(seed => $(SEED), regions => [qw(usa gbr aus)])->print(60 * $(MINUTES), $(CLIENTS), 20)'
+	@perl -Itest/lib -MPlan -e 'Plan->new(seed => $(SEED), clients => $(CLIENTS), regions => [qw(usa gbr aus)])->print(60 * $(MINUTES), 20)'
 
 check-all: check-fresh
 	@for suite in style regress isolation tap; do \
