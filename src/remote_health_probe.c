@@ -331,9 +331,15 @@ residency_health_probe_expire(Probe *probe, TimestampTz now)
 	long		waited = TimestampDifferenceMilliseconds(probe->asked, now);
 	long		patience = residency_health_probe_patience(probe);
 
-	/* perhaps just this connection is dead: a new one gets a chance before the region is given up */
+	/*
+	 * Perhaps just this connection is dead: a new one gets a chance before the region is given up.  At
+	 * once, or a region that answers again for a moment would find no question to answer.
+	 */
 	if (probe->phase == PROBE_ASKING && waited > (probe->greeted ? patience / 2 : CONNECT_MS))
+	{
 		give_up(probe, "no answer", now);
+		probe->due = now;
+	}
 	else if (probe->phase == PROBE_CONNECTING && probe->poll != PGRES_POLLING_OK &&
 			 waited > Max(CONNECT_MS, patience / 2))
 		give_up(probe, "time-out while connecting", now);

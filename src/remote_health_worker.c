@@ -108,6 +108,9 @@ find_probe(const char *region)
 	probe->answered = GetCurrentTimestamp();
 	probe->slot = residency_health_claim(region, has_notes(region) ?
 										 RESIDENCY_CATCHING_UP : RESIDENCY_UP);
+	/* what the worker before us has said holds until we know better */
+	if (probe->slot != NULL)
+		strlcpy(probe->problem, probe->slot->problem, sizeof(probe->problem));
 	worker.probes[worker.n++] = probe;
 	return probe;
 }

@@ -125,6 +125,7 @@ sub end_worker
 {
 	my $old = $r->psql('usa', "SELECT pid $of_worker");
 	my $end = time + 30;
+	my $last = $n + 10;
 	my (%states, $new);
 
 	$r->psql('usa', "SELECT pg_terminate_backend($old)");
@@ -134,7 +135,7 @@ sub end_worker
 		$writer->query("INSERT INTO app.identity VALUES ($n, 'usa')");
 		$states{ $r->psql('usa', q{SELECT coalesce(string_agg(state, ' '), 'none') FROM residency.region_states() WHERE region = 'gbr'}) } = 1;
 		$new = $r->psql('usa', "SELECT min(pid) $of_worker AND pid <> $old AND backend_start < now() - interval '1 second'");
-	} until ($new ne '' || time > $end);
+	} until ($new ne '' && $n >= $last || time > $end);
 	return ($new ne '' ? 'another worker' : 'no worker') . ': ' . join(', ', sort keys %states);
 }
 
@@ -142,7 +143,6 @@ $r->relay->hold($_) foreach 'usa>gbr', 'gbr>usa';
 becomes('usa', 'gbr', 'away', 'a region is away');
 is(end_worker(), 'another worker: away', 'the end of a health worker does not undo what it found out');
 is($writer->{stderr}, '', 'and writes here go on all the time');
-cmp_ok($n, '>', 1005, 'none of them waited');
 logged('usa', 'x');
 is(state('usa', 'gbr'), 'away', 'the next worker goes on with that');
 isnt($r->psql('usa', q{SELECT problem FROM residency.regions WHERE name = 'gbr'}), '', 'and with the reason');

@@ -49,19 +49,23 @@ sub own_work
 	);
 }
 
-# Test: all of that succeeds without waiting for anybody
+# Test: all of that succeeds without waiting for anybody.  No line is there, so who waits for a
+# region waits until a time-out, of a second at least; one statement that a busy machine delays is none.
 sub works_alone
 {
 	my ($here, $how) = @_;
 	my $session = $r->warm($here);
+	my @times;
 
 	foreach my $sql (own_work($here))
 	{
 		my ($trips, $ms) = $r->round_trips($here, $sql);
 		is($session->{stderr}, '', "$here alone, others $how: $sql");
 		is($trips, 0, '... waits for no region');
-		cmp_ok($ms, '<', 80, '... at local speed');
+		cmp_ok($ms, '<', 500, '... nor for a time-out');
+		push @times, $ms;
 	}
+	cmp_ok((sort { $a <=> $b } @times)[ @times / 2 ], '<', 40, "$here alone, others $how: at local speed");
 	return;
 }
 
