@@ -11,14 +11,16 @@ my @shared = 1 .. 12;
 my ($first_passing, $passing) = (100, 42);
 my ($first_own, $first_new) = (1000, 10_000_000);
 
-# Places of src/fault.h: at a gateway or participant of a commit, in the resolver, in
-# catch-up.  The value tells whether an error can be raised there.
+# Places of src/fault.h: at a gateway or participant of a commit, in the resolver, in the
+# health worker, in catch-up.  The value tells whether an error can be raised there.  No region
+# joins meanwhile.
 my %commit_points = (
 	commit_begins => 1, recorded => 1, prepare_sent => 1, one_prepared => 1, prepared => 1, aborting => 0, decided => 0,
 	one_told => 0, all_told => 0, applied => 0, alone_sent => 1,
 	part_traced => 1, part_prepares => 1, part_prepared => 0, part_applies => 1, part_applied => 0, part_rolls_back => 1,
 	part_rolled_back => 0, part_commits_alone => 0);
-my %resolver_points = (resolver_knows => 1, resolver_told => 1, resolver_forgets => 1);
+my %resolver_points = (resolver_knows => 1, resolver_told => 1, resolver_forgets => 1, peer_knows => 1, peer_finished => 1);
+my %health_points = (health_changes => 0);
 my %ship_points = (
 	ship_begins => 1, ship_answered => 1, shipped => 0, flip_locked => 0, flipped => 0, part_ships => 1, part_shipped => 1);
 
@@ -59,7 +61,7 @@ sub shuffle
 }
 
 sub home { my ($self, $id) = @_; return $self->{regions}[ $id % @{ $self->{regions} } ]; }
-sub points { return sort keys %commit_points, keys %resolver_points, keys %ship_points; }
+sub points { return sort keys %commit_points, keys %resolver_points, keys %health_points, keys %ship_points; }
 
 # the row that is a client's own in a region, and the regions in which it has one
 sub own
@@ -486,14 +488,15 @@ sub outage
 		reserve($plan, 'links', $_, $ms, $end) foreach $self->links($region);
 	}
 
-	# what is shipped when they are back runs into something, more often than not
+	# whoever notices that they are away does, or what is shipped when they are back, more often than not
 	return if $roll->(4) == 0;
-	my $point = pick($roll, sort keys %ship_points);
+	my %points = (%ship_points, %health_points);
+	my $point = pick($roll, sort keys %points);
 	my @down = @{ $o->{down} // [] };
 	my @others = grep { my $r = $_; !grep { $_ eq $r } @down } @regions;
 	my $region = pick($roll, $point =~ /^part_/ && @down ? @down : @others);
 
-	event($plan, $end - 700, 'fault', $region, fault($roll, $point, $ship_points{$point}), 300 + $roll->(1200));
+	event($plan, $end - 700, 'fault', $region, fault($roll, $point, $points{$point}), 300 + $roll->(1200));
 	reserve($plan, 'points', $region, $end - 800, $end + 3000);
 	return;
 }

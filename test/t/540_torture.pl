@@ -14,8 +14,8 @@ my $seed = $ENV{TORTURE_SEED} // 1;
 my $seconds = ($ENV{TORTURE_MINUTES} // 0.8) * 60;
 my $clients = $ENV{TORTURE_CLIENTS} // 6;
 
-my @places = slurp_file("$ENV{TESTDIR}/src/fault.h") =~ /^\tPOINT\((\w+), \w+\)/mg;
-is(join(' ', Plan->points), join(' ', sort @places), 'every fault point is among those that are drawn');
+my @places = grep { !/^join_/ } slurp_file("$ENV{TESTDIR}/src/fault.h") =~ /^\tPOINT\((\w+), \w+\)/mg;
+is(join(' ', Plan->points), join(' ', sort @places), 'every fault point is among those that are drawn, but for those of add_region()');
 
 my $t = Torture->new(seed => $seed, seconds => $seconds, clients => $clients);
 
