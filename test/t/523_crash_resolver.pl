@@ -75,4 +75,27 @@ foreach my $second (map { ("$_:error", "$_:crash_backend", "$_:crash_server") } 
 	}
 }
 
+# A region that comes and goes is not trusted at once, but what is in doubt there is finished
+# as soon as it answers.  It cannot hear the outcome from the other participant.
+sub state_of_gbr { return $r->psql('usa', q{SELECT state FROM residency.regions WHERE name = 'gbr'}); }
+sub until_gbr { my ($state) = @_; return $c->until_true('usa', "SELECT state = '$state' FROM residency.regions WHERE name = 'gbr'"); }
+
+$r->conf('usa', "residency.away_after = 2s\n");
+foreach (1 .. 3)
+{
+	$c->cut('usa>gbr');
+	until_gbr('away');
+	$r->relay->back('usa>gbr');
+	until_gbr('up');
+}
+$c->case('link cut at "decided" to a region that came and went', at => 'decided:hold', outcome => 'all', told => 'committed',
+	during => sub {
+		$c->cut($_) foreach qw(usa>gbr gbr>aus);
+		$r->release('usa');
+		until_gbr('away');
+		$r->relay->back('usa>gbr');
+		$c->until_committed('gbr', 10);
+		is(state_of_gbr(), 'away', 'it is not trusted yet');
+	});
+
 $c->finish;
