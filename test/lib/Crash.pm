@@ -216,6 +216,16 @@ sub until_down
 	croak "the server of $region does not stop";
 }
 
+# Waits until the gateway has answered the case's client.
+sub until_told
+{
+	my ($self, $seconds) = @_;
+
+	$self->until_true('usa', q{SELECT count(*) = 0 FROM pg_stat_activity WHERE backend_type = 'client backend'
+		AND application_name = current_setting('application_name') AND pid <> pg_backend_pid() AND state = 'active'}, $seconds);
+	return;
+}
+
 # Kills the gateway's process that serves the case's client; its server restarts.
 sub kill_client_backend
 {

@@ -76,7 +76,7 @@ $c->case('usa>aus cut at "one_prepared", that region', at => 'one_prepared:hold'
 	during => sub {
 		$c->cut('usa>aus');
 		$r->release('usa');
-		$c->until_true('usa', q{SELECT count(*) = 0 FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid() AND query ~ 'app.add' AND state = 'active'});
+		$c->until_told;
 	});
 
 # all have answered
