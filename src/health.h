@@ -28,6 +28,10 @@ typedef enum ResidencyRegionState
 /* state of a region; this region itself, and one that nobody watches, is up */
 extern ResidencyRegionState residency_region_state(const char *region);
 
+/* true for a region that is away but has answered the last ping: it came and went before, so
+ * more answers are wanted until it counts as back */
+extern bool residency_region_returning(const char *region);
+
 /* smoothed round-trip time in ms, < 0 if it was not measured yet */
 extern double residency_region_rtt(const char *region);
 

@@ -188,8 +188,12 @@ residency_connection_start(RemoteRegion *region)
 
 	/* in this order: whoever goes away behind the second line has left after the first */
 	region->connect_start = GetCurrentTimestamp();
-	/* a newcomer that does not let the gateway in yet is away for the gateway only */
-	if (region->joined && residency_region_state(region->name) == RESIDENCY_AWAY)
+	/*
+	 * A newcomer that does not let the gateway in yet is away for the gateway only.  Workers speak
+	 * to who is not trusted yet because it came and went: its parts in doubt hold locks.
+	 */
+	if (region->joined && residency_region_state(region->name) == RESIDENCY_AWAY &&
+		!(residency_is_worker && residency_region_returning(region->name)))
 	{
 		residency_error_store_text(region, Max(region->base, 1),
 								   ERRCODE_SQLCLIENT_UNABLE_TO_ESTABLISH_SQLCONNECTION,

@@ -147,6 +147,23 @@ residency_region_state(const char *region)
 	return state;
 }
 
+/* is a region away, and answers all the same?  See health.h */
+bool
+residency_region_returning(const char *region)
+{
+	bool		returning = false;
+	HealthSlot *slot;
+
+	if (shared == NULL || shared->used == 0)
+		return false;
+	LWLockAcquire(shared->lock, LW_SHARED);
+	slot = find_slot(region);
+	if (slot != NULL)
+		returning = pg_atomic_read_u32(&slot->state) == RESIDENCY_AWAY && slot->problem[0] == '\0';
+	LWLockRelease(shared->lock);
+	return returning;
+}
+
 /* smoothed round-trip time in ms, < 0 if it is not known */
 double
 residency_region_rtt(const char *region)

@@ -13,6 +13,7 @@
 #   at          fault armed in the client's session only, at the gateway, usa
 #   there       faults armed in the sessions that gateways open for their clients, by region
 #   before      code that runs ahead of the client
+#   then        code that runs when the faults of "there" have acted, and before that of "at" has
 #   pause       code that runs when the transaction has written, and before its COMMIT
 #   during      code that runs once the armed faults have acted; afterwards what still holds is
 #               released, and everything is mended when the client has its answer
@@ -32,8 +33,10 @@ use Time::HiRes qw(sleep time);
 use People;
 use Regions;
 
-# the longest that regions may take to agree once they can talk
+# the longest that regions may take to agree once they can talk; and until one that came and
+# went several times within a minute is trusted again, see remote_health_worker.c
 my $limit = 10;
+my $trust_limit = 60;
 
 # settings that make cases short, and what users have
 my %quick = (resolve_interval => '1s', commit_timeout => '1s', connect_timeout => '2s', doubt_timeout => '1s');
@@ -48,11 +51,15 @@ my $left = q{
 		 WHERE locktype = 'relation' AND pid IS DISTINCT FROM pg_backend_pid()
 		   AND relation >= 16384 AND relation::regclass::text !~ '^residency'),
 		(SELECT string_agg(concat_ws(' ', 'advisory lock', classid, objid, mode), ' ') FROM pg_locks WHERE locktype = 'advisory'),
-		(SELECT count(*) || ' rows to ship' FROM residency.backlog b
-		 WHERE NOT EXISTS (SELECT FROM residency.conflict c WHERE (c.relation, c.key, c.region) = (b.relation, b.key, b.region)) HAVING count(*) > 0),
-		(SELECT string_agg(name || ' ' || state, ' ') FROM residency.regions WHERE state <> 'up'),
 		(SELECT string_agg('in transaction: ' || application_name || ' ' || left(query, 60), ' ') FROM pg_stat_activity
 		 WHERE backend_type = 'client backend' AND state LIKE 'idle in transaction%' AND pid <> pg_backend_pid()))};
+
+# what a region still has to make up for, of those that it takes to be away
+my $behind = q{
+	concat_ws(', ',
+		(SELECT count(*) || ' rows to ship' FROM residency.backlog b
+		 WHERE NOT EXISTS (SELECT FROM residency.conflict c WHERE (c.relation, c.key, c.region) = (b.relation, b.key, b.region)) HAVING count(*) > 0),
+		(SELECT string_agg(name || ' ' || state, ' ') FROM residency.regions WHERE state <> 'up'))};
 
 # Transactions of the cases, which differ in who is written.  Of each: "given", SQL that
 # runs before anything is armed; "ahead", SQL of an earlier transaction in the same session; its own
@@ -189,6 +196,16 @@ sub until_gone
 	return;
 }
 
+# gbr holds at part_prepares: it fails to prepare, when aus has
+sub fail_to_prepare
+{
+	my ($self) = @_;
+
+	$self->until_prepared('aus');
+	$self->r->psql('gbr', q{SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE query ~ '^PREPARE TRANSACTION' AND state = 'active'});
+	return;
+}
+
 # Waits until a server that stops at once is down.
 sub until_down
 {
@@ -197,6 +214,16 @@ sub until_down
 
 	foreach (1 .. 3000) { return unless -e $file; sleep(0.01); }
 	croak "the server of $region does not stop";
+}
+
+# Waits until the gateway has answered the case's client.
+sub until_told
+{
+	my ($self, $seconds) = @_;
+
+	$self->until_true('usa', q{SELECT count(*) = 0 FROM pg_stat_activity WHERE backend_type = 'client backend'
+		AND application_name = current_setting('application_name') AND pid <> pg_backend_pid() AND state = 'active'}, $seconds);
+	return;
 }
 
 # Kills the gateway's process that serves the case's client; its server restarts.
@@ -309,14 +336,14 @@ sub found
 	return "in part: @found";
 }
 
-# What is left in all regions, as they name it; empty if nothing.
-sub left
+# The answers of all regions that are not empty, as one text.
+sub answers
 {
-	my ($self) = @_;
+	my ($self, $sql) = @_;
 	my @regions = $self->r->regions;
-	my @left = $self->r->ask("SELECT $left", @regions);
+	my @answers = $self->r->ask("SELECT $sql", @regions);
 
-	return join('; ', map { $left[$_] eq '' ? () : "$regions[$_]: $left[$_]" } 0 .. $#regions);
+	return join('; ', map { $answers[$_] eq '' ? () : "$regions[$_]: $answers[$_]" } 0 .. $#regions);
 }
 
 # Mends links, servers and armed points: from now on all regions can talk.
@@ -334,16 +361,19 @@ sub heal
 	return;
 }
 
-# Waits until nothing of distributed transactions is left anywhere; what is, if that takes too long.
+# Waits until nothing of distributed transactions is left anywhere, and all regions are up and
+# complete; what is left or behind if that takes too long.
 sub settle
 {
 	my ($self) = @_;
 	my $begin = time;
-	my $left;
+	my $text;
 
-	while (($left = left($self)) ne '' && time < $begin + $limit) { sleep(0.1); }
+	while (($text = answers($self, $left)) ne '' && time < $begin + $limit) { sleep(0.1); }
 	$self->{slowest} = time - $begin if time - $begin > $self->{slowest};
-	return $left;
+	return $text if $text ne '';
+	while (($text = answers($self, $behind)) ne '' && time < $begin + $trust_limit) { sleep(0.1); }
+	return $text;
 }
 
 # Two tests, see the head of the file: what the regions have is the same everywhere and is what
@@ -367,7 +397,9 @@ sub case
 		$r->expect_fault('usa') if $o{at};
 		$o{before}->() if $o{before};
 		$client = $self->start_client(%o);
-		$r->wait_fired($_) foreach keys %there, $o{at} ? 'usa' : ();
+		$r->wait_fired($_) foreach keys %there;
+		$o{then}->() if $o{then};
+		$r->wait_fired('usa') if $o{at};
 		$o{during}->($client) if $o{during};
 		1;
 	};

@@ -22,7 +22,8 @@ foreach my $action (@crashes)
 	$c->case("gateway, $action at \"$_\"", at => "$_:$action", @decided) foreach qw(decided one_told all_told applied);
 
 	# while it aborts, because a region could not prepare
-	$c->case("gateway, $action at \"aborting\"", at => "aborting:$action", there => { gbr => 'part_prepares:error' }, outcome => 'none', told => 'aborted');
+	$c->case("gateway, $action at \"aborting\"", at => "aborting:$action", there => { gbr => 'part_prepares:hold' }, then => sub { $c->fail_to_prepare },
+		outcome => 'none', told => 'aborted');
 
 	# one region has answered, the other one prepares later
 	$c->case("gateway, $action at \"one_prepared\", while the other one prepares", at => "one_prepared:$action", there => { gbr => 'part_prepares:hold' }, @undecided,

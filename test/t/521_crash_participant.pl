@@ -67,17 +67,23 @@ $c->case('participant killed while the gateway is at "prepare_sent", prepared, n
 $c->case('participant killed while the gateway is at "prepare_sent", answered', at => 'prepare_sent:hold', @decided,
 	during => sub { $c->until_prepared('gbr'); $c->until_answered('gbr'); $r->kill9('gbr') });
 
-# of two participants one has answered
-$c->case('participant killed while the gateway is at "one_prepared", the other one', at => 'one_prepared:hold', there => { gbr => 'part_prepares:hold' }, @undecided,
-	during => sub { $c->until_prepared('aus'); $r->kill9('gbr') });
-$c->case('participant killed while the gateway is at "one_prepared", that one', at => 'one_prepared:hold', there => { gbr => 'part_prepares:hold' }, @decided,
-	during => sub { $c->until_prepared('aus'); $r->kill9('aus') });
+# of two participants one has answered; its loss is noticed before the other one has
+foreach my $region (qw(aus gbr))
+{
+	$c->case("participant $region killed while the gateway is at \"one_prepared\"", at => 'one_prepared:hold', there => { gbr => 'part_prepares:hold' }, @undecided,
+		during => sub {
+			is(join(' ', map { $r->prepared($_) } qw(aus gbr)), '1 0', 'one is prepared, the other one is not');
+			$r->kill9($region);
+			$r->release('usa');
+			$c->until_told;
+		});
+}
 
 # while the gateway aborts, because a region could not prepare: that one, or one that has
 foreach my $region (qw(gbr aus))
 {
-	$c->case("participant $region killed while the gateway is at \"aborting\"", at => 'aborting:hold', there => { gbr => 'part_prepares:error' }, @undecided,
-		during => sub { $c->until_prepared('aus'); $r->kill9($region) });
+	$c->case("participant $region killed while the gateway is at \"aborting\"", at => 'aborting:hold', there => { gbr => 'part_prepares:hold' }, then => sub { $c->fail_to_prepare }, @undecided,
+		during => sub { $r->kill9($region) });
 }
 
 # both at once
@@ -95,8 +101,8 @@ foreach my $work ([ 'elsewhere', 'no row at the gateway', '' ], [ 'second', 'sec
 {
 	my ($which, $name, $nth) = @$work;
 
-	$c->case("$name: participant, crash_server at \"$_\"", work => $which, there => { gbr => "$_:crash_server$nth" }, $_ eq 'part_applies' ? @decided : @undecided)
-	  foreach qw(part_traced part_prepared part_applies);
+	$c->case("$name: participant, crash_server at \"$_\"", work => $which, there => { gbr => "$_:crash_server$nth" }, @undecided) foreach qw(part_traced part_prepared);
+	$c->case("$name: participant killed while the gateway is at \"decided\"", work => $which, at => 'decided:hold', @decided, during => sub { $r->kill9('gbr') });
 }
 
 # one region alone: it is as a whole either way, and the client is told that it cannot be known

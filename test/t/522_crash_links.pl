@@ -23,7 +23,7 @@ sub cut_at
 {
 	my ($point, $link, $how, %o) = @_;
 
-	$c->case("$link cut ($how) at \"$point\"" . ($o{when} // ''), at => "$point:hold", %o, during => sub {
+	$c->case("$link cut ($how) at \"$point\"" . ($o{when} // ''), at => "$point:hold", %o, then => $o{failing}, during => sub {
 		$o{ready}->() if $o{ready};
 		$c->cut($link, $how);
 	});
@@ -37,7 +37,7 @@ sub silent_at
 	foreach my $end ($o{ends} ? @{ $o{ends} } : qw(back cut))
 	{
 		$c->case("$link silent ($way) at \"$point\"" . ($o{when} // '') . ", then $end", at => "$point:hold",
-			mend_first => $end eq 'back', %o, $end eq 'back' ? @{ $o{back} // [] } : (),
+			mend_first => $end eq 'back', %o, then => $o{failing}, $end eq 'back' ? @{ $o{back} // [] } : (),
 			during => sub {
 				$o{ready}->() if $o{ready};
 				$relay->hold($link, $way);
@@ -69,8 +69,15 @@ silent_at('prepare_sent', 'usa>gbr', $_, @decided, when => ', answered', ready =
 # aus has answered, gbr has not
 cut_at('one_prepared', 'usa>gbr', 'rst', @undecided, when => ', the other region', there => $slow);
 silent_at('one_prepared', 'usa>gbr', 'in', @undecided, when => ', the other region', there => $slow, back => \@decided, then => \&late);
-cut_at('one_prepared', 'usa>aus', 'rst', @decided, when => ', that region', there => $slow);
-silent_at('one_prepared', 'usa>aus', 'in', @decided, when => ', that region', there => $slow);
+silent_at('one_prepared', 'usa>aus', 'in', @decided, when => ', that region', there => $slow, ends => ['back'], then => sub { $c->until_committed('gbr') });
+
+# that one is lost before the other one has answered
+$c->case('usa>aus cut at "one_prepared", that region', at => 'one_prepared:hold', there => $slow, @undecided,
+	during => sub {
+		$c->cut('usa>aus');
+		$r->release('usa');
+		$c->until_told;
+	});
 
 # all have answered
 foreach my $point (qw(prepared decided one_told all_told))
@@ -84,7 +91,7 @@ cut_at($_, 'usa>gbr', 'rst', @decided, when => ', commit_wait = decided', settin
 
 # gbr could not prepare, aus learns of it next
 {
-	my %o = (@undecided, there => { gbr => 'part_prepares:error' }, ready => sub { $c->until_prepared('aus') });
+	my %o = (@undecided, there => $slow, failing => sub { $c->fail_to_prepare });
 
 	cut_at('aborting', 'usa>aus', $_, %o) foreach qw(rst fin);
 	silent_at('aborting', 'usa>aus', 'out', %o);
