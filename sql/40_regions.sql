@@ -178,7 +178,7 @@ AS $$
 	SELECT p.oid::regprocedure
 	FROM pg_proc p
 	WHERE p.pronamespace = 'residency'::regnamespace AND
-		  p.proname = ANY (ARRAY['apply', 'apply_shipped', 'apply_truncate', 'forget', 'forget_conflict', 'hello',
+		  p.proname = ANY (ARRAY['apply', 'apply_shipped', 'apply_truncate', 'forget', 'forget_conflict', 'forget_shipped', 'hello',
 								 'outcomes_here', 'participate', 'ping', 'prepared_here', 'statistics', 'traces_here'])
 	ORDER BY 1
 $$;

@@ -63,6 +63,7 @@ typedef struct ShipNote
 	char	   *key;
 	bool		refused;		/* a constraint failed before */
 	bool		overdue;		/* for longer than the patience */
+	bool		moved;			/* the row has another home: not shipped */
 	bool		absent;			/* was shipped as no more */
 	char		outcome;		/* ShipOutcome; SHIP_BUSY until known otherwise */
 } ShipNote;
@@ -218,6 +219,7 @@ put_note(Shipment *shipment, ShipNote *note)
 	if (result == PROBE_ROW && strcmp(residency_probe_home(probe), residency_self()->region) != 0)
 	{
 		note->outcome = SHIP_DONE;
+		note->moved = true;
 		return;
 	}
 	if (table->wire_number == 0)
@@ -346,6 +348,36 @@ send_records(Shipment *shipment)
 	}
 	residency_remote_release(request);
 	residency_backlog_write(won, others_than(shipment->region));
+}
+
+/*
+ * Rows that could not be shipped once, and have another home by now: the region's entries of
+ * what it did not take from us are void.
+ */
+static void
+tell_moved(Shipment *shipment)
+{
+	List	   *names = NIL;
+	List	   *keys = NIL;
+	const char *values[2];
+	RemoteRequest *request;
+
+	for (int i = 0; i < shipment->nnotes; i++)
+	{
+		if (!shipment->notes[i].moved)
+			continue;
+		names = lappend(names, name_of(shipment->notes[i].table->probe->rel));
+		keys = lappend(keys, shipment->notes[i].key);
+	}
+	if (names == NIL || !residency_conflicts_exist())
+		return;
+	values[0] = residency_text_array(names);
+	values[1] = residency_text_array(keys);
+	request = residency_remote_send(residency_remote_region(residency_region_server(shipment->region)), GetUserId(),
+									"SELECT residency.forget_shipped($1::pg_catalog.text[], $2::pg_catalog.text[])",
+									2, values, REMOTE_WRITES | REMOTE_NAMED | REMOTE_AS_GATEWAY, -1);
+	(void) residency_remote_wait(request);
+	residency_remote_release(request);
 }
 
 /* Step 4, see the head of this file. */
@@ -486,6 +518,7 @@ residency_ship_batch(const ShipOrder *order)
 		RESIDENCY_FAULT(ship_answered);
 		look_again(&shipment);
 	}
+	tell_moved(&shipment);
 	result = finish(&shipment);
 	result.full = full;
 	close_tables(&shipment);
