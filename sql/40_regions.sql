@@ -178,9 +178,9 @@ AS $$
 	SELECT p.oid::regprocedure
 	FROM pg_proc p
 	WHERE p.pronamespace = 'residency'::regnamespace AND
-		  p.proname = ANY (ARRAY['apply', 'apply_shipped', 'apply_truncate', 'forget', 'forget_conflict', 'hello',
-								 'outcomes_here', 'participate', 'ping', 'prepared_here', 'replicated_here', 'statistics',
-								 'traces_here'])
+		  p.proname = ANY (ARRAY['apply', 'apply_shipped', 'apply_truncate', 'forget', 'forget_conflict', 'forget_shipped',
+								 'hello', 'outcomes_here', 'participate', 'ping', 'prepared_here', 'replicated_here',
+								 'statistics', 'traces_here'])
 	ORDER BY 1
 $$;
 COMMENT ON FUNCTION residency.gateway_functions() IS 'functions of this extension that gateways may call';

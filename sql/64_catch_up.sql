@@ -20,6 +20,13 @@ COMMENT ON FUNCTION residency.apply_shipped(pg_catalog.text[], pg_catalog.text, 
 REVOKE ALL ON FUNCTION residency.apply_shipped(pg_catalog.text[], pg_catalog.text, pg_catalog.text, pg_catalog.bool)
 	FROM PUBLIC;
 
+CREATE FUNCTION residency.forget_shipped(tables pg_catalog.text[], keys pg_catalog.text[])
+	RETURNS pg_catalog.void
+	LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'residency_forget_shipped';
+COMMENT ON FUNCTION residency.forget_shipped(pg_catalog.text[], pg_catalog.text[])
+	IS 'for gateways: rows that this region could not take have got another home, which ships them';
+REVOKE ALL ON FUNCTION residency.forget_shipped(pg_catalog.text[], pg_catalog.text[]) FROM PUBLIC;
+
 CREATE FUNCTION residency.catch_up_progress(OUT region pg_catalog.name, OUT shipped pg_catalog.int8,
 		OUT since pg_catalog.timestamptz, OUT rate pg_catalog.float8,
 		OUT last_batch pg_catalog.timestamptz, OUT last_error pg_catalog.text)

@@ -63,6 +63,7 @@ typedef struct ShipNote
 	char	   *key;
 	bool		refused;		/* a constraint failed before */
 	bool		overdue;		/* for longer than the patience */
+	bool		moved;			/* the row has another home: not shipped */
 	bool		absent;			/* was shipped as no more */
 	char		outcome;		/* ShipOutcome; SHIP_BUSY until known otherwise */
 } ShipNote;
@@ -135,13 +136,13 @@ close_tables(Shipment *shipment)
 	}
 }
 
-/* has been refused for longer than $4 seconds */
-#define IS_OVERDUE \
+/* has been refused for longer than that many seconds */
+#define IS_OVERDUE(seconds) \
 	"refused_at OPERATOR(pg_catalog.<) " \
-	"(pg_catalog.now() OPERATOR(pg_catalog.-) pg_catalog.make_interval(secs => $4))"
+	"(pg_catalog.now() OPERATOR(pg_catalog.-) pg_catalog.make_interval(secs => " seconds "))"
 
 #define TAKE_SQL(condition) \
-	"SELECT seq, relation, key, refused_at IS NOT NULL, coalesce(" IS_OVERDUE ", false) " \
+	"SELECT seq, relation, key, refused_at IS NOT NULL, coalesce(" IS_OVERDUE("$4") ", false) " \
 	"FROM residency.backlog WHERE region OPERATOR(pg_catalog.=) $1 " \
 	"AND seq OPERATOR(pg_catalog.>) $2 " condition " ORDER BY seq LIMIT $3 FOR UPDATE SKIP LOCKED"
 
@@ -156,7 +157,7 @@ take_notes(Shipment *shipment)
 	MemoryContext old;
 
 	PushActiveSnapshot(GetLatestSnapshot());
-	residency_spi_as_owner(order->overdue ? TAKE_SQL("AND refused_at IS NOT NULL AND " IS_OVERDUE) : TAKE_SQL(""),
+	residency_spi_as_owner(order->overdue ? TAKE_SQL("AND refused_at IS NOT NULL AND " IS_OVERDUE("$4")) : TAKE_SQL(""),
 						   lengthof(types), types, values, false);
 	PopActiveSnapshot();
 	old = MemoryContextSwitchTo(shipment->context);
@@ -190,6 +191,13 @@ set_key(ShipNote *note)
 	residency_text_read_key(&reader, probe->text, probe->values, probe->nulls);
 }
 
+/* The name of a table in all regions. */
+static char *
+name_of(Relation rel)
+{
+	return quote_qualified_identifier(get_namespace_name(RelationGetNamespace(rel)), RelationGetRelationName(rel));
+}
+
 /* Step 2 for one note: writes its record, or says why there is none. */
 static void
 put_note(Shipment *shipment, ShipNote *note)
@@ -211,15 +219,14 @@ put_note(Shipment *shipment, ShipNote *note)
 	if (result == PROBE_ROW && strcmp(residency_probe_home(probe), residency_self()->region) != 0)
 	{
 		note->outcome = SHIP_DONE;
+		note->moved = true;
 		return;
 	}
 	if (table->wire_number == 0)
 	{
 		MemoryContext old = MemoryContextSwitchTo(shipment->context);
 
-		shipment->names = lappend(shipment->names,
-								  quote_qualified_identifier(get_namespace_name(RelationGetNamespace(probe->rel)),
-															 RelationGetRelationName(probe->rel)));
+		shipment->names = lappend(shipment->names, name_of(probe->rel));
 		table->wire_number = list_length(shipment->names);
 		MemoryContextSwitchTo(old);
 	}
@@ -343,6 +350,36 @@ send_records(Shipment *shipment)
 	residency_backlog_write(won, others_than(shipment->region));
 }
 
+/*
+ * Rows that could not be shipped once, and have another home by now: the region's entries of
+ * what it did not take from us are void.
+ */
+static void
+tell_moved(Shipment *shipment)
+{
+	List	   *names = NIL;
+	List	   *keys = NIL;
+	const char *values[2];
+	RemoteRequest *request;
+
+	for (int i = 0; i < shipment->nnotes; i++)
+	{
+		if (!shipment->notes[i].moved)
+			continue;
+		names = lappend(names, name_of(shipment->notes[i].table->probe->rel));
+		keys = lappend(keys, shipment->notes[i].key);
+	}
+	if (names == NIL || !residency_conflicts_exist())
+		return;
+	values[0] = residency_text_array(names);
+	values[1] = residency_text_array(keys);
+	request = residency_remote_send(residency_remote_region(residency_region_server(shipment->region)), GetUserId(),
+									"SELECT residency.forget_shipped($1::pg_catalog.text[], $2::pg_catalog.text[])",
+									2, values, REMOTE_WRITES | REMOTE_NAMED | REMOTE_AS_GATEWAY, -1);
+	(void) residency_remote_wait(request);
+	residency_remote_release(request);
+}
+
 /* Step 4, see the head of this file. */
 static void
 look_again(Shipment *shipment)
@@ -363,9 +400,9 @@ look_again(Shipment *shipment)
 	}
 }
 
-/* Does something to notes about the region, by position. */
+/* Deletes notes about the region, by position. */
 static void
-for_notes(Shipment *shipment, const char *sql, Datum *positions, int n)
+delete_notes(Shipment *shipment, Datum *positions, int n)
 {
 	Oid			types[] = {NAMEOID, INT8ARRAYOID};
 	Datum		values[2];
@@ -375,8 +412,42 @@ for_notes(Shipment *shipment, const char *sql, Datum *positions, int n)
 	values[0] = DirectFunctionCall1(namein, CStringGetDatum(shipment->region));
 	values[1] = PointerGetDatum(construct_array(positions, n, INT8OID, 8, FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
 	PushActiveSnapshot(GetLatestSnapshot());
-	residency_spi_as_owner(sql, lengthof(types), types, values, false);
+	residency_spi_as_owner("DELETE FROM residency.backlog WHERE region OPERATOR(pg_catalog.=) $1 "
+						   "AND seq OPERATOR(pg_catalog.=) ANY ($2)",
+						   lengthof(types), types, values, false);
 	PopActiveSnapshot();
+}
+
+/*
+ * Marks notes that were refused for the first time.  One whose row is a conflict already has
+ * been refused since that came up: a row that is written all the time would get new patience
+ * each time, and keep the region from being up.  Returns how many are overdue by that.
+ */
+static int
+mark_refused(Shipment *shipment, Datum *positions, int n)
+{
+	Oid			types[] = {NAMEOID, INT8ARRAYOID, FLOAT8OID};
+	Datum		values[3];
+	bool		isnull;
+	int64		overdue;
+
+	if (n == 0)
+		return 0;
+	values[0] = DirectFunctionCall1(namein, CStringGetDatum(shipment->region));
+	values[1] = PointerGetDatum(construct_array(positions, n, INT8OID, 8, FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
+	values[2] = Float8GetDatum(shipment->order->patience / 1000.0);
+	PushActiveSnapshot(GetLatestSnapshot());
+	residency_spi_as_owner("WITH marked AS (UPDATE residency.backlog AS b SET refused_at = LEAST(pg_catalog.now(), "
+						   "(SELECT pg_catalog.min(c.noticed_at) FROM residency.conflict AS c "
+						   "WHERE c.relation OPERATOR(pg_catalog.=) b.relation AND c.key OPERATOR(pg_catalog.=) b.key "
+						   "AND c.region OPERATOR(pg_catalog.=) b.region AND c.kind OPERATOR(pg_catalog.<>) 'key')) "
+						   "WHERE b.region OPERATOR(pg_catalog.=) $1 AND b.seq OPERATOR(pg_catalog.=) ANY ($2) "
+						   "RETURNING b.refused_at) "
+						   "SELECT pg_catalog.count(*) FROM marked WHERE " IS_OVERDUE("$3"),
+						   lengthof(types), types, values, false);
+	PopActiveSnapshot();
+	overdue = DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
+	return (int) overdue;
 }
 
 /*
@@ -412,10 +483,8 @@ finish(Shipment *shipment)
 		else
 			residency_backlog_add(cured, note->table->relid, note->key);
 	}
-	for_notes(shipment, "DELETE FROM residency.backlog WHERE region OPERATOR(pg_catalog.=) $1 "
-			  "AND seq OPERATOR(pg_catalog.=) ANY ($2)", done, result.done);
-	for_notes(shipment, "UPDATE residency.backlog SET refused_at = pg_catalog.now() "
-			  "WHERE region OPERATOR(pg_catalog.=) $1 AND seq OPERATOR(pg_catalog.=) ANY ($2)", refused, nrefused);
+	delete_notes(shipment, done, result.done);
+	result.overdue += mark_refused(shipment, refused, nrefused);
 	if (cured->n > 0 && residency_conflicts_exist())
 		residency_conflict_cured(shipment->region, makeArrayResult(cured->relations, CurrentMemoryContext),
 								 makeArrayResult(cured->keys, CurrentMemoryContext));
@@ -449,6 +518,7 @@ residency_ship_batch(const ShipOrder *order)
 		RESIDENCY_FAULT(ship_answered);
 		look_again(&shipment);
 	}
+	tell_moved(&shipment);
 	result = finish(&shipment);
 	result.full = full;
 	close_tables(&shipment);

@@ -114,6 +114,16 @@ lock_region(void *arg)
 	return false;
 }
 
+/* Under the lock: ships one batch before that time; false if it fails. */
+static bool
+ship_before(CatchUpRegion *region, BatchWork *work, TimestampTz end)
+{
+	long		left = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), end);
+
+	work->hurry = true;
+	return left > 0 && residency_catch_up_ship(work, region, 0, left);
+}
+
 /*
  * Under the lock: ships what is left, and makes the region "up"; true if it is.
  */
@@ -124,22 +134,23 @@ flip_locked(CatchUpRegion *region)
 
 	for (int i = 0; i < FLIP_BATCHES; i++)
 	{
-		BatchWork	work = {.hurry = true};
-		long		left = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), end);
+		BatchWork	work = {0};
+		BatchWork	last = {.order = {.overdue = true, .final = true}};
 
-		if (left <= 0 || !residency_catch_up_ship(&work, region, 0, left))
+		if (!ship_before(region, &work, end))
 			return false;
 		if (work.result.taken == 0)
 		{
-			bool		up;
-
-			left = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), end);
-			up = left > 0 && residency_catch_up_try(region, nothing_left, region, false, left) &&
+			long		left = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), end);
+			bool		up = left > 0 && residency_catch_up_try(region, nothing_left, region, false, left) &&
 				residency_health_flip_up(region->name);
+
 			RESIDENCY_FAULT(flipped);
 			return up;
 		}
-		if (work.result.done == 0)
+		if (work.result.overdue > 0 && !ship_before(region, &last, end))
+			return false;
+		if (work.result.done == 0 && last.result.done == 0)
 			return false;
 	}
 	return false;

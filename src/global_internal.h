@@ -242,8 +242,7 @@ extern void residency_target_close_all(ApplyRun *run);
 extern void residency_target_apply(ApplyRun *run, ApplyTarget *target, ChangeReader *reader);
 extern void residency_target_clear(ApplyRun *run, ApplyTarget *target);
 
-/* global_recheck.c */
-/* what happened to a row whose foreign keys are checked with the batch's last piece */
+/* global_recheck.c: rows whose foreign keys are checked with the batch's last piece */
 extern void residency_recheck_remember(Oid relid, ItemPointer old, ItemPointer new);
 extern void residency_recheck_all(void);
 extern void residency_recheck_init(void);

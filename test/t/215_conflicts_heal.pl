@@ -79,6 +79,18 @@ ok(until_true(5, sub { $r->disagreement(q{SELECT string_agg(id || address, ' ' O
 is($r->psql('gbr', q{SELECT string_agg(id || address, ' ' ORDER BY id) FROM app.mail}), '1x 2y', 'with all rows');
 is(join(' ', map { $r->psql($_, q{SELECT coalesce(string_agg(last_error, ' '), 'fine') FROM residency.catch_up}) } $r->regions), 'fine fine fine', 'no error is told');
 
+# --- the row gets another home -------------------------------------------------------------------------
+ok(part(), 'aus is cut off once more');
+$r->psql('usa', q{INSERT INTO app.mail VALUES (5, 'usa', 'z')});
+$r->psql('aus', q{INSERT INTO app.mail VALUES (6, 'aus', 'z')});
+$r->back('aus');
+ok(until_true(30, sub { conflicts() eq '2, 1, 3' }) && all_are('up', 30), 'two rows are in each other\'s way, and all are up');
+$r->psql('aus', q{DELETE FROM app.mail WHERE id = 6});
+$r->psql('usa', q{UPDATE app.mail SET region = 'gbr' WHERE id = 5});
+is($r->psql('aus', q{SELECT region FROM app.mail WHERE id = 5}), 'gbr', 'one is no more, the other one is there by way of a move');
+isnt($r->psql('aus', q{SELECT count(*) FROM residency.conflicts WHERE key = '{5}' AND home = 'usa'}), 0, 'while it is still told to be missing');
+ok(until_true(50, sub { conflicts() eq '0, 0, 0' }), 'until its old home would try again') or diag conflicts();
+
 # --- when the worker cannot look ------------------------------------------------------------------------
 $r->psql('usa', 'ALTER TABLE residency.backlog RENAME TO backlog_elsewhere');
 ok($r->poll('usa', q{SELECT count(*) = 2 FROM residency.catch_up_progress() WHERE last_error LIKE '%residency.backlog%does not exist%'}), 'that it cannot look for notes can be seen');
