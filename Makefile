@@ -15,7 +15,7 @@ PG_CPPFLAGS = -I$(libpq_srcdir) -Isrc -DRESIDENCY_VERSION='"$(EXTVERSION)"' $(if
 PG_CFLAGS   = -Wall -Wextra -Wno-unused-parameter -Wno-sign-compare -Wno-missing-field-initializers \
               -Wno-clobbered $(if $(WERROR),-Werror)
 SHLIB_LINK  = $(libpq) -Wl,-Bsymbolic-functions
-EXTRA_CLEAN = sql/$(EXTENSION)--$(EXTVERSION).sql tmp_check test/lib/relay test/lib/same_answer test/lib/full.so
+EXTRA_CLEAN = sql/$(EXTENSION)--$(EXTVERSION).sql tmp_check test/lib/relay test/lib/same_answer test/lib/full.so test/lib/network.so
 
 # No JIT bitcode: it needs clang, and nothing of ours is worth inlining into a query.
 override with_llvm = no

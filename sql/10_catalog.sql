@@ -22,12 +22,14 @@ CREATE TABLE residency.self (
 	incarnation  pg_catalog.int8 NOT NULL,
 	connection   pg_catalog.text,
 	only_row     pg_catalog.bool PRIMARY KEY DEFAULT true CHECK (only_row),
-	place        pg_catalog.text NOT NULL DEFAULT residency.own_place()
+	place        pg_catalog.text NOT NULL DEFAULT residency.own_place(),
+	announced    pg_catalog.int8[] NOT NULL DEFAULT '{}'
 );
 COMMENT ON TABLE residency.self IS 'this database''s own region; one row, made by residency.init()';
 COMMENT ON COLUMN residency.self.number IS '1 to 64, unique in the deployment; start of sequences';
 COMMENT ON COLUMN residency.self.deployment IS 'random, the same in all regions of one deployment';
 COMMENT ON COLUMN residency.self.incarnation IS 'random, renewed by residency.renew()';
+COMMENT ON COLUMN residency.self.announced IS 'incarnations of calls of residency.renew() that did not commit: their parts elsewhere are this region''s too';
 COMMENT ON COLUMN residency.self.place IS 'where this row was made, or renewed: a database that it is not true of is a copy';
 COMMENT ON COLUMN residency.self.connection IS 'how other regions reach this one; null: as add_region() finds out';
 

@@ -178,8 +178,9 @@ AS $$
 	SELECT p.oid::regprocedure
 	FROM pg_proc p
 	WHERE p.pronamespace = 'residency'::regnamespace AND
-		  p.proname = ANY (ARRAY['apply', 'apply_shipped', 'apply_truncate', 'forget', 'forget_conflict', 'hello',
-								 'outcomes_here', 'participate', 'ping', 'prepared_here', 'statistics', 'traces_here'])
+		  p.proname = ANY (ARRAY['apply', 'apply_shipped', 'apply_truncate', 'forget', 'forget_conflict',
+								 'hello', 'outcomes_here', 'participate', 'ping', 'prepared_here', 'replicated_here',
+								 'statistics', 'traces_here'])
 	ORDER BY 1
 $$;
 COMMENT ON FUNCTION residency.gateway_functions() IS 'functions of this extension that gateways may call';
@@ -275,6 +276,12 @@ $$;
 COMMENT ON FUNCTION residency.set_connection(pg_catalog.text)
 	IS 'tells how regions that join later reach this one; null: as add_region() finds out';
 
+CREATE FUNCTION residency.announce_incarnation(incarnation pg_catalog.int8) RETURNS pg_catalog.void
+	LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'residency_announce_incarnation';
+COMMENT ON FUNCTION residency.announce_incarnation(pg_catalog.int8)
+	IS 'part of renew: puts the new incarnation on record, whatever becomes of the transaction';
+REVOKE EXECUTE ON FUNCTION residency.announce_incarnation(pg_catalog.int8) FROM PUBLIC;
+
 CREATE FUNCTION residency.renew() RETURNS pg_catalog.void
 	LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
 	SET search_path = pg_catalog, pg_temp
@@ -287,7 +294,9 @@ DECLARE
 BEGIN
 	PERFORM residency.require_superuser('renew the incarnation of this region');
 	PERFORM residency.begin_change();
-	UPDATE residency.self s SET incarnation = fresh, place = residency.own_place() WHERE s.only_row;
+	PERFORM residency.announce_incarnation(fresh);
+	UPDATE residency.self s SET incarnation = fresh, announced = array_remove(s.announced, fresh),
+			place = residency.own_place() WHERE s.only_row;
 	SELECT array_agg(r.name) INTO every FROM residency.region r;
 	PERFORM FROM residency.ask(every,
 		'UPDATE residency.region SET incarnation = $2::pg_catalog.int8

@@ -6,10 +6,34 @@
 -- ask, vanish with the transaction.
 --
 
--- Makes the server and the admin mapping of a region that is to join, from a
--- connection string; or checks those that the caller has made.
-CREATE FUNCTION residency.prepare_server(region pg_catalog.name, connection pg_catalog.text)
+-- Calls that may have left something in a newcomer, see src/commit_joining.c.  Rows are
+-- committed apart from the call's own transaction.  They hold no secrets.
+CREATE TABLE residency.joining (
+	xid          pg_catalog.xid8 PRIMARY KEY,
+	incarnation  pg_catalog.int8 NOT NULL,
+	region       pg_catalog.name NOT NULL,
+	connection   pg_catalog.text,
+	admin        pg_catalog.name NOT NULL,
+	since        pg_catalog.timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp()
+);
+COMMENT ON TABLE residency.joining IS 'calls of add_region() here that are not finished in the region that joins';
+COMMENT ON COLUMN residency.joining.xid IS 'the call''s transaction';
+COMMENT ON COLUMN residency.joining.connection IS 'how the call reached it; null: by the admin''s mapping, made beforehand';
+COMMENT ON COLUMN residency.joining.admin IS 'the superuser who called';
+REVOKE ALL ON residency.joining FROM PUBLIC;
+
+CREATE FUNCTION residency.announce_attempt(region pg_catalog.name, connection pg_catalog.text)
 	RETURNS pg_catalog.void
+	LANGUAGE c VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'residency_announce_attempt';
+COMMENT ON FUNCTION residency.announce_attempt(pg_catalog.name, pg_catalog.text)
+	IS 'part of add_region: puts the call on record, whatever becomes of its transaction';
+REVOKE EXECUTE ON FUNCTION residency.announce_attempt(pg_catalog.name, pg_catalog.text) FROM PUBLIC;
+
+-- Makes the server and the admin mapping of a region that is to join, from a
+-- connection string; or checks those that the caller has made.  Returns the string
+-- with the user in it, null if there was none.
+CREATE FUNCTION residency.prepare_server(region pg_catalog.name, connection pg_catalog.text)
+	RETURNS pg_catalog.text
 	LANGUAGE plpgsql VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE
 	SET search_path = pg_catalog, pg_temp
 AS $$
@@ -24,7 +48,7 @@ BEGIN
 				message => format('region "%s" has no server yet, and no connection string is given', region),
 				hint => format('Run SELECT residency.add_region(%L, ''host=... port=... dbname=...'').', region));
 		END IF;
-		RETURN;
+		RETURN NULL;
 	END IF;
 	IF exists_already THEN
 		PERFORM residency.refuse(errcode => '42710',
@@ -39,17 +63,11 @@ BEGIN
 				   region, residency.options_clause(options.server));
 	EXECUTE format('CREATE USER MAPPING FOR CURRENT_USER SERVER %I %s',
 				   region, residency.options_clause(options.mapping));
+	RETURN residency.connection_string(options.server || options.mapping);
 END
 $$;
 COMMENT ON FUNCTION residency.prepare_server(pg_catalog.name, pg_catalog.text)
 	IS 'part of add_region: server and admin mapping of the region that joins';
-
--- Rolls back what an earlier call of this region left prepared in a newcomer.
-CREATE FUNCTION residency.finish_attempt(region pg_catalog.name) RETURNS pg_catalog.void
-	LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'residency_finish_attempt';
-COMMENT ON FUNCTION residency.finish_attempt(pg_catalog.name)
-	IS 'part of add_region: rolls back what an earlier call left prepared in the region that joins';
-REVOKE EXECUTE ON FUNCTION residency.finish_attempt(pg_catalog.name) FROM PUBLIC;
 
 -- Compares the other server with this one.  The first question asks nothing that needs
 -- the extension, so that its absence can be told from other errors.
@@ -122,18 +140,12 @@ BEGIN
 			message => format('extension "residency" has version %s in region "%s", and version %s here', there[3], region, here[3]),
 			hint => 'Run ALTER EXTENSION residency UPDATE in the region with the older version.');
 	END IF;
-	-- of a call whose gateway died before it was decided: no region knows the newcomer, so
-	-- nobody could finish it until somebody names it again.  One that was decided is known here.
-	IF there[12] LIKE mine THEN
-		PERFORM residency.finish_attempt(region);
-		SELECT a.answer INTO there FROM residency.ask(ARRAY[region], question, joined => false) a;
-	END IF;
 	IF there[12] IS NOT NULL THEN
 		PERFORM residency.refuse(errcode => '55000',
 			message => format('database of region "%s" holds a prepared transaction of another attempt to let it join', region),
 			detail => format('Its name: %s.', there[12]),
 			hint => CASE WHEN there[12] LIKE mine
-					THEN format('It was never decided. Run ROLLBACK PREPARED %L in that database, and call again.', there[12])
+					THEN 'The resolver finishes it: call again in a few seconds; if residency.workers is off, run SELECT residency.resolve() first.'
 					ELSE 'Let the region that began it finish it, or run ROLLBACK PREPARED in that database if that region is gone.' END);
 	END IF;
 	FOR i, label IN VALUES (4, 'encoding'), (5, 'collation'), (6, 'character classification'), (7, 'locale provider') LOOP
@@ -283,6 +295,7 @@ DECLARE
 		$3::pg_catalog.int8, $4::pg_catalog.name, $5::pg_catalog.text[])';
 	own        name := residency.own_region();
 	newcomer   name := region;
+	way_there  text;			-- to the newcomer, as its superuser
 	address    text;			-- as the newcomer sees us
 	self       residency.self;
 	every      record;			-- one region of those that are in already
@@ -312,7 +325,7 @@ BEGIN
 		PERFORM residency.refuse(errcode => '54000', message => 'a deployment has at most 64 regions');
 	END IF;
 
-	PERFORM residency.prepare_server(newcomer, connection);
+	way_there := residency.prepare_server(newcomer, connection);
 	PERFORM residency.begin_change();
 	SELECT array_agg(r.name ORDER BY r.number), array_agg(r.name ORDER BY r.number) FILTER (WHERE r.name <> own)
 		INTO all_names, others FROM residency.region r;
@@ -345,7 +358,8 @@ BEGIN
 		END IF;
 	END LOOP;
 
-	-- from here on things change, in all regions or in none
+	-- from here on things change, in all regions or in none; the lock above goes with it
+	PERFORM residency.announce_attempt(newcomer, way_there);
 	PERFORM FROM residency.ask(others || own, 'SELECT residency.log_nothing()', deferred => true);
 	PERFORM FROM residency.ask(ARRAY[newcomer], 'SELECT residency.log_nothing()', deferred => true, joined => false);
 	PERFORM FROM residency.ask(ARRAY[newcomer],

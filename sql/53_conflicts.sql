@@ -11,6 +11,7 @@ CREATE TABLE residency.conflict (
 	constraint_name pg_catalog.text,
 	content pg_catalog.jsonb,
 	noticed_at pg_catalog.timestamptz NOT NULL DEFAULT pg_catalog.now(),
+	tried_at pg_catalog.timestamptz NOT NULL DEFAULT pg_catalog.now(),
 	PRIMARY KEY (relation, key, region, kind)
 );
 COMMENT ON TABLE residency.conflict

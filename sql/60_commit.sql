@@ -42,6 +42,12 @@ END;
 COMMENT ON FUNCTION residency.prepared_here()
 IS 'gids of the prepared transactions in this database that belong to the role that logged in; to a superuser also those of no visible role';
 
+CREATE FUNCTION residency.replicated_here() RETURNS pg_catalog.bool
+AS 'MODULE_PATHNAME', 'residency_replicated_here' LANGUAGE C STRICT VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION residency.replicated_here()
+IS 'for gateways: true if all that is committed here is where synchronous_standby_names wants it; waits a second for it';
+REVOKE EXECUTE ON FUNCTION residency.replicated_here() FROM PUBLIC;
+
 CREATE FUNCTION residency.resolve(OUT region pg_catalog.text, OUT gid pg_catalog.text, OUT action pg_catalog.text)
 RETURNS SETOF pg_catalog.record
 AS 'MODULE_PATHNAME', 'residency_resolve' LANGUAGE C CALLED ON NULL INPUT VOLATILE PARALLEL UNSAFE;

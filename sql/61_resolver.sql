@@ -60,7 +60,7 @@ AS $$
 		 CROSS JOIN LATERAL residency.transaction_of(g.gid) i
 		 CROSS JOIN LATERAL (
 			-- what this very incarnation has decided its own resolver makes known
-			SELECT CASE WHEN i.incarnation = s.incarnation THEN 'origin'
+			SELECT CASE WHEN i.incarnation = s.incarnation OR i.incarnation = ANY (s.announced) THEN 'origin'
 				   WHEN EXISTS (SELECT FROM residency.transaction t
 								WHERE t.incarnation = i.incarnation AND t.xid = i.xid AND g.gid = ANY (t.gids))
 				   THEN 'committed'
@@ -175,8 +175,7 @@ CREATE VIEW residency.transactions AS
 			   ARRAY[s.region::pg_catalog.text], ARRAY[p.gid], p.prepared, 'prepared here'::pg_catalog.text
 		FROM pg_catalog.pg_prepared_xacts p
 			 CROSS JOIN residency.self s
-			 LEFT JOIN residency.region r
-				ON pg_catalog.lpad(pg_catalog.to_hex(r.incarnation), 16, '0') OPERATOR(pg_catalog.=) pg_catalog.split_part(p.gid, ':', 2)
+			 LEFT JOIN residency.region r ON r.role OPERATOR(pg_catalog.=) p.owner
 		WHERE p.database OPERATOR(pg_catalog.=) pg_catalog.current_database()
 		  -- anybody may prepare something under a name that begins like ours
 		  AND residency.transaction_key(p.gid) IS NOT NULL)
@@ -195,6 +194,10 @@ CREATE VIEW residency.transactions AS
 			ON pg_catalog.lpad(pg_catalog.to_hex(r.incarnation), 16, '0') OPERATOR(pg_catalog.=) pg_catalog.split_part(l.gid, ':', 2)
 	WHERE l.action OPERATOR(pg_catalog.=) ANY (ARRAY['committed', 'rolled back'])
 	UNION ALL
+	SELECT s.region::pg_catalog.text, j.xid, ARRAY[j.region::pg_catalog.text], '{}'::pg_catalog.text[], j.since,
+		   'joining'::pg_catalog.text, NULL::pg_catalog.text
+	FROM residency.joining j CROSS JOIN residency.self s
+	UNION ALL
 	SELECT coalesce(r.name::pg_catalog.text, '?'), pg_catalog.split_part(d.gid, ':', 3)::pg_catalog.xid8,
 		   ARRAY[s.region::pg_catalog.text], ARRAY[d.gid], d.decided_at, 'operator'::pg_catalog.text,
 		   CASE WHEN d.commit THEN 'commit' ELSE 'roll back' END
@@ -205,6 +208,6 @@ CREATE VIEW residency.transactions AS
 COMMENT ON VIEW residency.transactions
 IS 'distributed transactions that are not finished everywhere, and those that the resolver finished';
 COMMENT ON COLUMN residency.transactions.state
-IS 'decided: began here and committed; applied here, prepared here: its part of this region; finished: by the resolver; operator: what residency.decide() said';
+IS 'decided: began here and committed; applied here, prepared here: its part of this region; finished: by the resolver; joining: add_region() began here, and is not finished in that region; operator: what residency.decide() said';
 COMMENT ON COLUMN residency.transactions.resolver IS 'what the resolver last did with it, and where';
 GRANT SELECT ON residency.transactions TO PUBLIC;

@@ -18,4 +18,10 @@ extern void residency_statement_end(void);
 /* a top-level statement starts: answers still deferred by the one before are awaited */
 extern void residency_statement_start(void);
 
+/* DROP EXTENSION is about to run: throws if other regions may wait for decisions that are here */
+extern void residency_commit_before_drop(void);
+
+/* assign hook of the setting (commit_doubt.c) */
+extern void residency_doubt_timeout_assigned(int value, void *extra);
+
 #endif							/* RESIDENCY_COMMIT_H */

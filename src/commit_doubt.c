@@ -15,22 +15,37 @@
  * The handler takes a partition lock of the lock manager, if it is free, and only while
  * the wait event says that the interrupted code sleeps in a lock wait: there it holds no
  * such lock and is in the middle of none of their structures.
+ *
+ * A statement waits also where no hook of ours comes by before: while it is parsed or planned, if the
+ * doubt concerns a whole table (DDL in all regions), and for a deferred unique constraint at
+ * COMMIT.  Such waits are ended from outside, by the resolver, which looks at all processes
+ * while parts wait here that nobody knows about.  It cancels a process while it holds the lock's
+ * partition, without which nobody leaves the wait; so the signal meets the statement that waits
+ * and no other.  A slot in shared memory tells the process why it was cancelled, and the
+ * resolver what the session has set residency.doubt_timeout to.
  */
 #include "commit_internal.h"
 
+#include <signal.h>
+
+#include "access/twophase.h"
 #include "access/xact.h"
 #include "miscadmin.h"
 #include "pgstat.h"
+#include "storage/ipc.h"
 #include "storage/lock.h"
 #include "storage/lwlock.h"
 #include "storage/proc.h"
+#include "storage/shmem.h"
 #include "utils/acl.h"
 #include "utils/inval.h"
+#include "utils/memutils.h"
 #include "utils/syscache.h"
 #include "utils/timeout.h"
 #include "utils/timestamp.h"
 #include "utils/wait_event.h"
 
+#include "commit.h"
 #include "regions.h"
 #include "regions_internal.h"
 
@@ -46,6 +61,13 @@
 
 /* a limit of lock waits shorter than this is for transactions that only take their time */
 #define SHORT_LIMIT_MS 1000
+
+/* the resolver leaves a statement's own timer that much time */
+#define OUTSIDE_GRACE_MS 500
+
+#define DOUBT_MESSAGE "a transaction in doubt keeps the row or table locked, and only region \"%s\" knows its outcome"
+#define DOUBT_DETAIL "The statement has waited for %d ms (residency.doubt_timeout)."
+#define DOUBT_HINT "Try again when that region can be reached. If it is gone for good: SELECT * FROM residency.transactions, then residency.decide()."
 
 static struct
 {
@@ -63,12 +85,56 @@ static struct
 	bool		watched;		/* callbacks are registered */
 	int			n;
 	Oid			oids[RESIDENCY_MAX_REGIONS];
+	NameData	names[RESIDENCY_MAX_REGIONS];
 }			gateways;
 
-/* a waiter's lock: the role of its holder if that is a prepared transaction of a gateway;
- * else InvalidOid, and in *next the process to look at instead, NULL if none */
+/* what a process and the resolver tell each other; one for each process of the server */
+typedef struct DoubtSlot
+{
+	int			limit;			/* ms that this session waits, -1: as the server's files say */
+	int			waited;			/* ms; 0: it was not cancelled by the resolver */
+	NameData	region;			/* ... for a transaction of this region */
+} DoubtSlot;
+
+static DoubtSlot *slots = NULL;
+static shmem_request_hook_type next_shmem_request = NULL;
+static shmem_startup_hook_type next_shmem_startup = NULL;
+static emit_log_hook_type next_emit_log = NULL;
+
+/* this process's slot; NULL while it is none of the server's */
+static DoubtSlot *
+own_slot(void)
+{
+	return slots != NULL && MyProc != NULL ? &slots[compat_proc_number(MyProc)] : NULL;
+}
+
+/* name of the region that logs in by that role */
+static const char *
+gateway_of(Oid role)
+{
+	for (int i = 0; i < gateways.n; i++)
+		if (gateways.oids[i] == role)
+			return NameStr(gateways.names[i]);
+	return "?";
+}
+
+/* cancels a process that waits for a lock whose partition is held; see the head of the file */
+static void
+cancel_from_outside(PGPROC *waiter, Oid role, int waited)
+{
+	DoubtSlot  *slot = &slots[compat_proc_number(waiter)];
+
+	strlcpy(NameStr(slot->region), gateway_of(role), NAMEDATALEN);
+	slot->waited = waited;
+	pg_memory_barrier();
+	(void) kill(waiter->pid, SIGINT);
+}
+
+/* A waiter's lock: the role of its holder if that is a prepared transaction of a gateway;
+ * else InvalidOid, and in *next the process to look at instead, NULL if none.  The waiter is
+ * cancelled if waited > 0 and there is such a holder. */
 static Oid
-look_at_lock(PGPROC *waiter, PGPROC **next)
+look_at_lock(PGPROC *waiter, PGPROC **next, int waited)
 {
 	LOCK	   *lock = *(LOCK *volatile *) &waiter->waitLock;
 	LOCKTAG		tag;
@@ -102,6 +168,8 @@ look_at_lock(PGPROC *waiter, PGPROC **next)
 				*next = holder;
 		}
 	}
+	if (OidIsValid(role) && waited > 0)
+		cancel_from_outside(waiter, role, waited);
 	LWLockRelease(partition);
 	return role;
 }
@@ -123,7 +191,7 @@ handle_timeout(void)
 	for (int i = 0; i < MAX_CHAIN && proc != NULL; i++)
 	{
 		PGPROC	   *next;
-		Oid			role = look_at_lock(proc, &next);
+		Oid			role = look_at_lock(proc, &next, 0);
 
 		if (OidIsValid(role))
 		{
@@ -171,8 +239,10 @@ collect_gateways(void)
 		const char *role = residency_gateway_role(lfirst(lc));
 		Oid			oid = role ? get_role_oid(role, true) : InvalidOid;
 
-		if (OidIsValid(oid) && gateways.n < RESIDENCY_MAX_REGIONS)
-			gateways.oids[gateways.n++] = oid;
+		if (!OidIsValid(oid) || gateways.n >= RESIDENCY_MAX_REGIONS)
+			continue;
+		strlcpy(NameStr(gateways.names[gateways.n]), lfirst(lc), NAMEDATALEN);
+		gateways.oids[gateways.n++] = oid;
 	}
 }
 
@@ -214,29 +284,189 @@ residency_doubt_end(int level)
 	disable_timeout(doubt.id, false);
 }
 
-/* in PG_CATCH: throws 55P03 if the current error is the handler's doing, else returns */
+/* in PG_CATCH: throws 55P03 if the current error is the handler's or the resolver's doing,
+ * else returns */
 void
 residency_doubt_translate_error(void)
 {
-	Oid			role = doubt.role;
-	const char *region = "?";
-	ListCell   *lc;
+	DoubtSlot  *slot = own_slot();
+	char		region[NAMEDATALEN];
+	int			waited = 0;
 
-	if (!OidIsValid(role) || geterrcode() != ERRCODE_QUERY_CANCELED)
+	if (geterrcode() != ERRCODE_QUERY_CANCELED)
+		return;
+	if (OidIsValid(doubt.role))
+	{
+		strlcpy(region, gateway_of(doubt.role), sizeof(region));
+		waited = doubt.limit;
+	}
+	else if (slot != NULL && slot->waited > 0)
+	{
+		strlcpy(region, NameStr(slot->region), sizeof(region));
+		waited = slot->waited;
+	}
+	if (waited == 0)
 		return;
 	doubt.role = InvalidOid;
-	foreach(lc, list_copy(residency_other_regions()))
-	{
-		const char *name = residency_gateway_role(lfirst(lc));
-
-		if (name != NULL && get_role_oid(name, true) == role)
-			region = lfirst(lc);
-	}
+	if (slot != NULL)
+		slot->waited = 0;
 	FlushErrorState();
 	ereport(ERROR,
 			(errcode(ERRCODE_LOCK_NOT_AVAILABLE),
-			 errmsg("a transaction in doubt keeps the row or table locked, and only region \"%s\" knows its outcome",
-					region),
-			 errdetail("The statement has waited for %d ms (residency.doubt_timeout).", doubt.limit),
-			 errhint("Try again when that region can be reached. If it is gone for good: SELECT * FROM residency.transactions, then residency.decide().")));
+			 errmsg(DOUBT_MESSAGE, region),
+			 errdetail(DOUBT_DETAIL, waited),
+			 errhint(DOUBT_HINT)));
+}
+
+/*
+ * emit_log_hook: an error of a wait that the resolver has ended outside of our hooks becomes the
+ * same as inside of them, on its way to the log and to the client.
+ */
+static void
+translate_report(ErrorData *error)
+{
+	DoubtSlot  *slot = own_slot();
+
+	if (slot != NULL && slot->waited > 0 && error->elevel == ERROR &&
+		error->sqlerrcode == ERRCODE_QUERY_CANCELED)
+	{
+		MemoryContext old = MemoryContextSwitchTo(error->assoc_context);
+
+		error->sqlerrcode = ERRCODE_LOCK_NOT_AVAILABLE;
+		error->message = psprintf(DOUBT_MESSAGE, NameStr(slot->region));
+		error->detail = psprintf(DOUBT_DETAIL, slot->waited);
+		error->hint = pstrdup(DOUBT_HINT);
+		slot->waited = 0;
+		MemoryContextSwitchTo(old);
+	}
+	if (next_emit_log)
+		next_emit_log(error);
+}
+
+/* a (sub)transaction aborts: what it was cancelled for is told */
+static void
+forget_cancel(void)
+{
+	DoubtSlot  *slot = own_slot();
+
+	if (slot != NULL)
+		slot->waited = 0;
+}
+
+/* RegisterXactCallback */
+static void
+transaction_callback(XactEvent event, void *arg)
+{
+	if (event == XACT_EVENT_ABORT)
+		forget_cancel();
+}
+
+/* RegisterSubXactCallback */
+static void
+subtransaction_callback(SubXactEvent event, SubTransactionId mySubid,
+						SubTransactionId parentSubid, void *arg)
+{
+	if (event == SUBXACT_EVENT_ABORT_SUB)
+		forget_cancel();
+}
+
+/*
+ * Ends the waits in this database behind a doubt that have lasted too long, and says how many
+ * others there are that may have to be ended later.  For the resolver, in a transaction.
+ */
+int
+residency_doubt_end_waits(void)
+{
+	TimestampTz now = GetCurrentTimestamp();
+	int			left = 0;
+
+	collect_gateways();
+	if (gateways.n == 0 || slots == NULL)
+		return 0;
+	for (uint32 i = 0; i < ProcGlobal->allProcCount; i++)
+	{
+		PGPROC	   *proc = &ProcGlobal->allProcs[i];
+		TimestampTz since = (TimestampTz) pg_atomic_read_u64(&proc->waitStart);
+		int			limit = slots[i].limit >= 0 ? slots[i].limit : residency_doubt_timeout;
+		PGPROC	   *next;
+
+		if (since == 0 || limit == 0 || proc->pid == 0 || proc->databaseId != MyDatabaseId ||
+			!compat_proc_is_client(proc))
+			continue;
+		if (TimestampDifferenceExceeds(since, now, limit + OUTSIDE_GRACE_MS))
+			(void) look_at_lock(proc, &next, (int) TimestampDifferenceMilliseconds(since, now));
+		left++;
+	}
+	return left;
+}
+
+/* before_shmem_exit: the slot will be another process's */
+static void
+leave_slot(int code, Datum arg)
+{
+	slots[DatumGetInt32(arg)].limit = -1;
+	slots[DatumGetInt32(arg)].waited = 0;
+}
+
+/* GucIntAssignHook of residency.doubt_timeout: tells the resolver */
+void
+residency_doubt_timeout_assigned(int value, void *extra)
+{
+	static bool leaves = false;
+	DoubtSlot  *slot = own_slot();
+
+	if (slot == NULL || !IsUnderPostmaster)
+		return;
+	if (!leaves)
+		before_shmem_exit(leave_slot, Int32GetDatum(slot - slots));
+	leaves = true;
+	slot->limit = value;
+}
+
+/* slots for all processes that the server can have, auxiliary and prepared ones included */
+static Size
+slots_size(void)
+{
+	return mul_size(compat_max_procs(), sizeof(DoubtSlot));
+}
+
+/* shmem_request_hook */
+static void
+request_shmem(void)
+{
+	if (next_shmem_request)
+		next_shmem_request();
+	RequestAddinShmemSpace(MAXALIGN(slots_size()));
+}
+
+/* shmem_startup_hook */
+static void
+start_shmem(void)
+{
+	bool		found;
+
+	if (next_shmem_startup)
+		next_shmem_startup();
+	LWLockAcquire(AddinShmemInitLock, LW_EXCLUSIVE);
+	slots = ShmemInitStruct("residency doubt", slots_size(), &found);
+	for (int i = 0; !found && i < compat_max_procs(); i++)
+	{
+		memset(&slots[i], 0, sizeof(DoubtSlot));
+		slots[i].limit = -1;
+	}
+	LWLockRelease(AddinShmemInitLock);
+}
+
+/* called while the library is preloaded */
+void
+residency_doubt_init(void)
+{
+	next_shmem_request = shmem_request_hook;
+	shmem_request_hook = request_shmem;
+	next_shmem_startup = shmem_startup_hook;
+	shmem_startup_hook = start_shmem;
+	next_emit_log = emit_log_hook;
+	emit_log_hook = translate_report;
+	RegisterXactCallback(transaction_callback, NULL);
+	RegisterSubXactCallback(subtransaction_callback, NULL);
 }

@@ -24,11 +24,14 @@ extern int	residency_spi_as_owner(const char *sql, int nargs, Oid *types, Datum 
 extern void residency_doubt_begin(int level);
 extern void residency_doubt_end(int level);
 extern void residency_doubt_translate_error(void);
+extern int	residency_doubt_end_waits(void);
+extern void residency_doubt_init(void);
 
 /* commit_worker.c */
 extern void residency_resolver_init(void);
 
-/* commit_statement.c */
+/* commit_statement.c: true if this transaction may have notifications to send */
+extern bool residency_commit_notifies(void);
 extern void residency_commit_statement_init(void);
 
 #endif							/* RESIDENCY_COMMIT_INTERNAL_H */

@@ -1,169 +1,261 @@
 /*
  * commit_joining.c
- *		A newcomer that holds its part of add_region() prepared, since this gateway died.
+ *		What add_region() left in a newcomer, since this gateway died or lost the line.
  *
- * That part has made the very role by which this region's gateway logs in there, so the
- * resolver cannot come in as the gateway, and the part's owner is a role that nobody sees.
- * It goes in by the admin mapping of a superuser instead, as add_region() itself did, and
- * without hello: the other side does not know yet which region it is.  What it finds there
- * is judged in the same order as anywhere else, see commit_resolve.c.
+ * Until it is decided no region knows the newcomer, and its part has made the very role by
+ * which this region's gateway logs in there.  So before add_region() changes anything, it puts
+ * on record here how it came in: a row of residency.joining, committed apart from its own
+ * transaction.  The resolver goes in the same way, as that superuser and without hello, because the other
+ * side does not know yet which region it is.  What it finds there is judged in the same order
+ * as anywhere else, see commit_resolve.c.
  *
- * It does so only for a region that let the gateway down in this round, and whose row here was
- * written by the very transaction that a decision row still waits for.  A region that is
- * away later on is never asked as a superuser.
+ *		row on record --> parts prepared --> decided --> committed everywhere --> row deleted
+ *						  |                  '- our gateway's role is let in, or the newcomer
+ *						  |                     was told "commit" ----------------'
+ *						  '- not decided: rolled back there, and JOIN_LOCK is free --'
  *
- * If add_region() was not decided, this region has forgotten with it where the newcomer is.
- * Then the next call for it, which tells that again, finishes the one before.
+ * The newcomer's part holds JOIN_LOCK from before the row was written, in doubt included.  So where
+ * that can be had, no session of that attempt is at work any more, and none can prepare
+ * anything behind our back.
+ *
+ * A region that has joined is asked as a superuser only while it does not let the gateway in, and
+ * its row is here; one that is away later on never is.
  */
 #include "commit_resolve.h"
 
+#include "access/transam.h"
+#include "access/xact.h"
+#include "catalog/pg_type.h"
 #include "executor/spi.h"
 #include "miscadmin.h"
+#include "utils/builtins.h"
+#include "utils/timestamp.h"
 
+#include "fault.h"
 #include "regions.h"
 #include "regions_internal.h"
+#include "worker.h"
 
-PG_FUNCTION_INFO_V1(residency_finish_attempt);
+PG_FUNCTION_INFO_V1(residency_announce_attempt);
 
-/* regions that joined by a transaction of ours that is not finished, with the superusers that
- * have a mapping for them */
-#define LIST_JOINING \
-	"SELECT s.oid, m.umuser " \
-	"FROM residency.self i " \
-	"JOIN residency.transaction t ON t.origin OPERATOR(pg_catalog.=) i.region::pg_catalog.text " \
-	"AND t.incarnation OPERATOR(pg_catalog.=) i.incarnation " \
-	"JOIN residency.region r ON r.joined_in OPERATOR(pg_catalog.=) t.xid " \
-	"AND r.name::pg_catalog.text OPERATOR(pg_catalog.=) ANY (t.regions) " \
-	"JOIN pg_catalog.pg_foreign_server s ON s.srvname OPERATOR(pg_catalog.=) r.name " \
-	"JOIN pg_catalog.pg_user_mapping m ON m.umserver OPERATOR(pg_catalog.=) s.oid " \
-	"JOIN pg_catalog.pg_roles u ON u.oid OPERATOR(pg_catalog.=) m.umuser AND u.rolsuper " \
-	"ORDER BY s.oid, m.oid"
+/* newcomers that the worker could not reach are left in peace for so long */
+#define JOIN_PAUSE_MS 3000
 
-/* one way into a newcomer */
-typedef struct AdminWay
+/* the lock that add_region() takes in the newcomer, see sql/41_add_region.sql */
+#define TRY_JOIN_LOCK "SELECT pg_catalog.pg_try_advisory_xact_lock(7366837216)"
+
+#define RECORD_ATTEMPT \
+	"INSERT INTO residency.joining (xid, incarnation, region, connection, admin) " \
+	"SELECT $1::pg_catalog.xid8, s.incarnation, $2::pg_catalog.name, $3, $4::pg_catalog.name FROM residency.self s"
+
+#define LIST_ATTEMPTS \
+	"SELECT j.xid::pg_catalog.text, j.region::pg_catalog.text, j.connection, s.oid, u.oid, r.name IS NOT NULL " \
+	"FROM residency.joining j " \
+	"JOIN residency.self i ON i.incarnation OPERATOR(pg_catalog.=) j.incarnation " \
+	"LEFT JOIN residency.region r ON r.joined_in OPERATOR(pg_catalog.=) j.xid AND r.name OPERATOR(pg_catalog.=) j.region " \
+	"LEFT JOIN pg_catalog.pg_foreign_server s ON s.srvname OPERATOR(pg_catalog.=) j.region " \
+	"LEFT JOIN pg_catalog.pg_user_mapping m ON m.umserver OPERATOR(pg_catalog.=) s.oid AND " \
+	"m.umuser OPERATOR(pg_catalog.=) (SELECT a.oid FROM pg_catalog.pg_roles a WHERE a.rolname OPERATOR(pg_catalog.=) j.admin) " \
+	"LEFT JOIN pg_catalog.pg_roles u ON u.oid OPERATOR(pg_catalog.=) m.umuser AND u.rolsuper " \
+	"ORDER BY j.xid"
+
+#define FORGET_ATTEMPT "DELETE FROM residency.joining WHERE xid OPERATOR(pg_catalog.=) $1::pg_catalog.xid8"
+
+/* one call of add_region() */
+typedef struct Attempt
 {
-	Oid			serverid;
-	Oid			userid;			/* whose mapping */
-} AdminWay;
+	char	   *xid;
+	char	   *region;
+	char	   *conninfo;		/* NULL: by the mapping of ... */
+	Oid			serverid;		/* ... this server ... */
+	Oid			userid;			/* ... of this superuser; InvalidOid: it is gone */
+	bool		joined;			/* decided, and applied here */
+} Attempt;
 
-/* the ways into all newcomers that are not finished; those of one server follow each other */
+/* a value of the present SPI result, copied by the caller's context */
+static char *
+text_value(MemoryContext context, uint64 row, int col)
+{
+	char	   *value = SPI_getvalue(SPI_tuptable->vals[row], SPI_tuptable->tupdesc, col);
+
+	return value != NULL ? MemoryContextStrdup(context, value) : NULL;
+}
+
+/* all calls on record; SPI is connected */
 static List *
-admin_ways(void)
+list_attempts(void)
 {
 	MemoryContext context = CurrentMemoryContext;
-	List	   *ways = NIL;
+	List	   *attempts = NIL;
 
-	residency_spi_as_owner(LIST_JOINING, 0, NULL, NULL, true);
+	residency_spi_as_owner(LIST_ATTEMPTS, 0, NULL, NULL, true);
 	for (uint64 i = 0; i < SPI_processed; i++)
 	{
-		HeapTuple	tuple = SPI_tuptable->vals[i];
 		TupleDesc	desc = SPI_tuptable->tupdesc;
-		MemoryContext old = MemoryContextSwitchTo(context);
-		AdminWay   *way = palloc(sizeof(AdminWay));
+		HeapTuple	tuple = SPI_tuptable->vals[i];
+		Attempt    *attempt = MemoryContextAllocZero(context, sizeof(Attempt));
+		MemoryContext old;
 		bool		isnull;
 
-		way->serverid = DatumGetObjectId(SPI_getbinval(tuple, desc, 1, &isnull));
-		way->userid = DatumGetObjectId(SPI_getbinval(tuple, desc, 2, &isnull));
-		ways = lappend(ways, way);
+		attempt->xid = text_value(context, i, 1);
+		attempt->region = text_value(context, i, 2);
+		attempt->conninfo = text_value(context, i, 3);
+		attempt->serverid = DatumGetObjectId(SPI_getbinval(tuple, desc, 4, &isnull));
+		attempt->userid = DatumGetObjectId(SPI_getbinval(tuple, desc, 5, &isnull));
+		attempt->joined = DatumGetBool(SPI_getbinval(tuple, desc, 6, &isnull));
+		old = MemoryContextSwitchTo(context);
+		attempts = lappend(attempts, attempt);
 		MemoryContextSwitchTo(old);
 	}
 	SPI_freetuptable(SPI_tuptable);
-	return ways;
+	return attempts;
 }
 
-/* the region's admin connection, as seen by that user; it is not asked which region it is */
+/* the connection that the call had; NULL if there is no way in any more */
 static RemoteRegion *
-admin_connection(const AdminWay *way)
+way_in(const Attempt *attempt)
 {
 	RemoteRegion *region;
 	Oid			user;
 	int			context;
 
+	if (attempt->conninfo != NULL)
+		return residency_remote_stranger(attempt->region, attempt->conninfo);
+	if (!OidIsValid(attempt->serverid) || !OidIsValid(attempt->userid))
+		return NULL;
 	/* an error that leaves here ends the (sub)transaction, which gives the user back */
 	GetUserIdAndSecContext(&user, &context);
-	SetUserIdAndSecContext(way->userid, context | SECURITY_LOCAL_USERID_CHANGE);
-	region = residency_remote_admin(way->serverid, false);
+	SetUserIdAndSecContext(attempt->userid, context | SECURITY_LOCAL_USERID_CHANGE);
+	region = residency_remote_admin(attempt->serverid, false);
 	SetUserIdAndSecContext(user, context);
 	return region;
 }
 
-/* finishes what is prepared there; true if the region let us in.  The connection ends with
- * it: a superuser's is not kept. */
+/* true if the newcomer says that no session, and no prepared part, of any call is left there */
 static bool
-finish_by(ResolveRound *round, const AdminWay *way)
+is_over_there(ResolveRound *by_admin)
 {
-	ResolveRegion there = {.region = admin_connection(way), .reached = true};
+	ResolveRegion *there = &by_admin->regions[0];
+	bool		over;
+
+	if (!there->reached)
+		return false;
+	there->request = residency_remote_send(there->region, InvalidOid, TRY_JOIN_LOCK, 0, NULL,
+										   REMOTE_AS_GATEWAY, -1);
+	over = residency_resolve_answer(by_admin, there,
+									TimestampTzPlusMilliseconds(GetCurrentTimestamp(), by_admin->timeout_ms)) &&
+		PQntuples(there->request->result) == 1 &&
+		strcmp(PQgetvalue(there->request->result, 0, 0), "t") == 0;
+	residency_remote_release(there->request);
+	if (there->region->level > 0)
+		residency_transaction_abort_level(there->region, 1);
+	return over;
+}
+
+/* finishes what is prepared in the newcomer, adding to the round's results; true if that was all.
+ * The connection ends with it: a superuser's is not kept. */
+static bool
+finish_by_admin(ResolveRound *round, const Attempt *attempt)
+{
+	ResolveRegion there = {.region = way_in(attempt), .reached = true};
 	ResolveRound by_admin = {.n = 1, .regions = &there, .timeout_ms = round->timeout_ms};
+	bool		over;
 	ListCell   *lc;
 
+	if (there.region == NULL)
+		return false;
 	residency_resolve_prepared(&by_admin);
+	over = is_over_there(&by_admin);
 	foreach(lc, by_admin.results)
 		if (((ResolveResult *) lfirst(lc))->gid != NULL)
 			round->results = lappend(round->results, lfirst(lc));
 	residency_connection_close(there.region);
 	residency_pipeline_abandon_lost(there.region);
-	return there.reached;
+	return over;
 }
 
-/* true if the round asked that region and got no answer */
-static bool
-was_let_down(ResolveRound *round, ResolveFilter wanted, Oid serverid)
+/* the region behind that server as the round has found it, NULL if it was not asked */
+static ResolveRegion *
+found_by(ResolveRound *round, ResolveFilter wanted, Oid serverid)
 {
 	for (int i = 0; i < round->n; i++)
 		if (residency_remote_serverid(round->regions[i].region) == serverid)
-			return !round->regions[i].reached && (wanted == NULL || wanted(serverid));
-	return false;
+			return wanted == NULL || wanted(serverid) || round->regions[i].reached ? &round->regions[i] : NULL;
+	return NULL;
+}
+
+/* true if nothing is left to do about the call */
+static bool
+finish_attempt(ResolveRound *round, ResolveFilter wanted, const Attempt *attempt)
+{
+	static TimestampTz retry_at = 0;
+	bool		finished;
+
+	if (residency_resolve_is_running(strtoull(attempt->xid, NULL, 10)))
+		return false;
+	if (attempt->joined)
+	{
+		ResolveRegion *there = found_by(round, wanted, attempt->serverid);
+
+		if (there == NULL)
+			return false;
+		return there->reached || finish_by_admin(round, attempt);
+	}
+	if (wanted != NULL && retry_at > GetCurrentTimestamp())
+		return false;
+	finished = finish_by_admin(round, attempt);
+	if (!finished)
+		retry_at = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), JOIN_PAUSE_MS);
+	return finished;
 }
 
 /*
  * The last step of a round with that filter: finishes what newcomers hold of ours, adding to the
- * round's results.  Waits for each way in as long as other steps do, and stops at the
- * first one that is open.
+ * round's results.  Waits for each newcomer as long as other steps do.
  */
 void
 residency_resolve_joining(ResolveRound *round, ResolveFilter wanted)
 {
-	Oid			done = InvalidOid;
 	ListCell   *lc;
 
 	/* the original finishes it */
 	if (residency_self()->copy)
 		return;
-	foreach(lc, admin_ways())
+	foreach(lc, list_attempts())
 	{
-		AdminWay   *way = lfirst(lc);
+		Attempt    *attempt = lfirst(lc);
 
-		if (way->serverid != done && was_let_down(round, wanted, way->serverid) &&
-			finish_by(round, way))
-			done = way->serverid;
+		if (finish_attempt(round, wanted, attempt))
+		{
+			Oid			type = TEXTOID;
+			Datum		xid = CStringGetTextDatum(attempt->xid);
+
+			RESIDENCY_FAULT(join_forgets);
+			residency_spi_as_owner(FORGET_ATTEMPT, 1, &type, &xid, false);
+		}
+		else
+			residency_resolve_result(round, attempt->region, NULL, "joining", NULL);
 	}
 }
 
 /*
- * SQL: residency.finish_attempt(region), step of add_region.  What this transaction has
- * asked the newcomer so far is rolled back, as nothing can be finished inside a transaction.
- * What cannot be finished stays, for the caller to see.
+ * SQL: residency.announce_attempt(region, connection), step of add_region: puts it on record
+ * before anything is changed.  The row stays whatever becomes of this transaction.
  */
 Datum
-residency_finish_attempt(PG_FUNCTION_ARGS)
+residency_announce_attempt(PG_FUNCTION_ARGS)
 {
-	MemoryContext context = CurrentMemoryContext;
-	ResolveRegion there = {.reached = true};
-	ResolveRound round = {.n = 1, .regions = &there, .timeout_ms = residency_connect_timeout};
-	ListCell   *lc;
+	const char *values[4];
 
-	residency_require_superuser("finish an earlier attempt to add a region");
-	/* the original may be at it just now */
-	if (residency_self() == NULL || residency_self()->copy)
-		PG_RETURN_VOID();
-	there.region = residency_admin_connection(NameStr(*PG_GETARG_NAME(0)), false);
-	residency_transaction_abort_level(there.region, 1);
-	if (SPI_connect() != SPI_OK_CONNECT)
-		elog(ERROR, "SPI_connect failed");
-	MemoryContextSwitchTo(context);
-	residency_resolve_prepared(&round);
-	SPI_finish();
-	foreach(lc, round.results)
-		residency_resolver_note(lfirst(lc));
+	residency_require_superuser("add a region");
+	RESIDENCY_FAULT(join_begins);
+	values[0] = psprintf(UINT64_FORMAT, U64FromFullTransactionId(GetTopFullTransactionId()));
+	values[1] = NameStr(*PG_GETARG_NAME(0));
+	values[2] = PG_ARGISNULL(1) ? NULL : text_to_cstring(PG_GETARG_TEXT_PP(1));
+	values[3] = GetUserNameFromId(GetUserId(), false);
+	residency_worker_commit_apart("put on record that a region joins", RECORD_ATTEMPT, lengthof(values), values);
+	/* it looks again until this transaction has ended, and then at what it has left */
+	residency_worker_wake(RESIDENCY_WORKER_RESOLVER);
+	RESIDENCY_FAULT(join_recorded);
 	PG_RETURN_VOID();
 }

@@ -25,17 +25,24 @@
 
 #include "regions.h"
 
+PG_FUNCTION_INFO_V1(residency_replicated_here);
+
 /* longest wait for a standby to catch up with decisions */
 #define SAFE_WAIT_MS 1000
 #define SAFE_LOOK_MS 20
 
+/* what is not listed as prepared has ended; whether a failover may undo that is asked last, and
+ * answered for all that the list's snapshot saw */
 #define LIST_LEFTOVERS \
 	"SELECT p.gid, NULL::pg_catalog.int8, NULL::pg_catalog.xid8, " \
-	"NULL::pg_catalog.text[], NULL::pg_catalog.text[] " \
+	"NULL::pg_catalog.text[], NULL::pg_catalog.text[], NULL::pg_catalog.bool " \
 	"FROM residency.prepared_here() AS p(gid) " \
 	"UNION ALL " \
-	"SELECT NULL::pg_catalog.text, t.incarnation, t.xid, t.gids, t.regions " \
-	"FROM residency.traces_here($1::pg_catalog.text[]) AS t"
+	"SELECT NULL::pg_catalog.text, t.incarnation, t.xid, t.gids, t.regions, NULL::pg_catalog.bool " \
+	"FROM residency.traces_here($1::pg_catalog.text[]) AS t " \
+	"UNION ALL " \
+	"SELECT NULL::pg_catalog.text, NULL::pg_catalog.int8, NULL::pg_catalog.xid8, " \
+	"NULL::pg_catalog.text[], NULL::pg_catalog.text[], residency.replicated_here()"
 
 /*
  * Begins a round over all other regions; those that the filter (NULL: all) does not want
@@ -65,21 +72,29 @@ residency_resolve_begin(ResolveRound *round, ResolveFilter wanted, int timeout_m
 	}
 }
 
-/*
- * The origin's xid if the gid is of our present incarnation, 0 if not.  A gid is
- * residency:<incarnation>:<xid8>:<n>:<random>.
- */
-uint64
-residency_resolve_xid(const char *gid)
+/* the origin's xid if the gid is of that incarnation, 0 if not.  A gid is
+ * residency:<incarnation>:<xid8>:<n>:<random>. */
+static uint64
+xid_of(const char *gid, int64 incarnation)
 {
 	char		prefix[64];
 	int			len;
 
-	len = snprintf(prefix, sizeof(prefix), "residency:%016llx:",
-				   (unsigned long long) residency_self()->incarnation);
-	if (strncmp(gid, prefix, len) != 0)
-		return 0;
-	return strtoull(gid + len, NULL, 10);
+	len = snprintf(prefix, sizeof(prefix), RESIDENCY_GID_PREFIX "%016llx:", (unsigned long long) incarnation);
+	return strncmp(gid, prefix, len) == 0 ? strtoull(gid + len, NULL, 10) : 0;
+}
+
+/* the origin's xid if the gid is of our present incarnation, or of one that we were about to take
+ * on; 0 if not */
+uint64
+residency_resolve_xid(const char *gid)
+{
+	const ResidencySelf *self = residency_self();
+	uint64		xid = xid_of(gid, self->incarnation);
+
+	for (int i = 0; i < self->nannounced && xid == 0; i++)
+		xid = xid_of(gid, self->announced[i]);
+	return xid;
 }
 
 /* true while the transaction that prepared a gid may still decide */
@@ -206,7 +221,9 @@ read_leftovers(ResolveRegion *r, PGresult *res)
 {
 	for (int row = 0; row < PQntuples(res); row++)
 	{
-		if (PQgetisnull(res, row, 0))
+		if (!PQgetisnull(res, row, 5))
+			r->replicated = *PQgetvalue(res, row, 5) == 't';
+		else if (PQgetisnull(res, row, 0))
 		{
 			ResolveDecision *trace = palloc(sizeof(ResolveDecision));
 
@@ -243,6 +260,7 @@ residency_resolve_list(ResolveRound *round)
 		if (!r->reached)
 			continue;
 		r->gids = r->traces = NIL;
+		r->replicated = false;
 		if (residency_resolve_answer(round, r, deadline))
 			read_leftovers(r, r->request->result);
 		residency_remote_release(r->request);
@@ -340,4 +358,11 @@ residency_resolve_safe(void)
 		pg_usleep(SAFE_LOOK_MS * 1000L);
 	}
 	return false;
+}
+
+/* SQL: residency.replicated_here(): residency_resolve_safe for the resolver of another region */
+Datum
+residency_replicated_here(PG_FUNCTION_ARGS)
+{
+	PG_RETURN_BOOL(residency_resolve_safe());
 }

@@ -33,9 +33,11 @@
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
+#include "utils/guc.h"
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
 
+#include "fault.h"
 #include "regions.h"
 
 PG_FUNCTION_INFO_V1(residency_ask_outcome);
@@ -174,6 +176,46 @@ end_asking(ResolveRegion *r)
 }
 
 /*
+ * Those of the gids (char *) whose transaction some region of the round shows to be committed.  It
+ * asks all that are reached, side by side.
+ */
+List *
+residency_peers_committed(ResolveRound *round, List *gids)
+{
+	TimestampTz deadline = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), round->timeout_ms);
+	List	   *parts = NIL;
+	List	   *committed = NIL;
+	ListCell   *lc;
+
+	foreach(lc, gids)
+	{
+		Part	   *part = palloc0(sizeof(Part));
+
+		part->gid = lfirst(lc);
+		parts = lappend(parts, part);
+	}
+	ask_outcomes(round, open_gids(parts));
+	for (int i = 0; i < round->n; i++)
+	{
+		ResolveRegion *r = &round->regions[i];
+
+		if (!r->reached)
+			continue;
+		if (residency_resolve_answer(round, r, deadline))
+			learn(parts, r);
+		end_asking(r);
+	}
+	foreach(lc, parts)
+	{
+		Part	   *part = lfirst(lc);
+
+		if (part->decided && part->commit)
+			committed = lappend(committed, part->gid);
+	}
+	return committed;
+}
+
+/*
  * Looks for parts that can be finished here, asking all regions of the round if need be.
  * Returns them as ResolveResults whose action is "committed" or "rolled back", for
  * residency_peers_finish; SPI must be connected.  *waiting counts those that nobody
@@ -228,9 +270,14 @@ finish_part(const ResolveResult *verdict)
 	MemoryContext context = CurrentMemoryContext;
 
 	StartTransactionCommand();
+	/* whatever the server's setting says: a failover must not make it prepared again */
+	if (synchronous_commit < SYNCHRONOUS_COMMIT_ON)
+		(void) set_config_option("synchronous_commit", "on", PGC_USERSET, PGC_S_SESSION,
+								 GUC_ACTION_LOCAL, true, 0, false);
 	FinishPreparedTransaction(verdict->gid, strcmp(verdict->action, "committed") == 0);
 	CommitTransactionCommand();
 	MemoryContextSwitchTo(context);
+	RESIDENCY_FAULT(peer_finished);
 	residency_resolver_note(verdict);
 }
 
@@ -253,6 +300,7 @@ residency_peers_finish(void *arg)
 		PG_TRY();
 		{
 			CHECK_FOR_INTERRUPTS();
+			RESIDENCY_FAULT(peer_knows);
 			finish_part(lfirst(lc));
 		}
 		PG_CATCH();

@@ -191,6 +191,7 @@ queue_prepare(RemoteRegion *region, TrackedCommit *commit, const char *gids, con
 	snprintf(sql, sizeof(sql), "COMMIT PREPARED '%s'", region->gid);
 	region->apply = residency_pipeline_make(region, REMOTE_KIND_APPLY, sql, 0, NULL, 0, -1);
 	region->apply->xid = commit->xid;
+	region->apply->statement = MemoryContextStrdup(region->apply->context, region->gid);
 }
 
 /* waits for PREPARE of one region; "prepared" is its tag and nothing else, because
@@ -206,6 +207,14 @@ await_prepare(RemoteRegion *region)
 		ereport(ERROR,
 				(errcode(ERRCODE_TRANSACTION_ROLLBACK),
 				 errmsg("region \"%s\" could not prepare the transaction", region->name)));
+	/* the only thing that it warns of, and a failover would forget the part */
+	if (req->warned)
+		ereport(ERROR,
+				(errcode(ERRCODE_TRANSACTION_ROLLBACK),
+				 errmsg("region \"%s\" has prepared the transaction, but not replicated it to its synchronous standby",
+						region->name),
+				 errdetail("The wait for that was cancelled there."),
+				 errhint("Repeat the transaction when the standby of that region is back.")));
 	residency_remote_release(req);
 	region->decision = NULL;
 	region->spare_sync = residency_pipeline_make(region, REMOTE_KIND_SYNC, NULL, 0, NULL, 0, -1);
@@ -251,6 +260,16 @@ prepare_everywhere(RemoteRegion **writers, int n)
 								 GUC_ACTION_LOCAL, true, 0, false);
 }
 
+/*
+ * True if the commit may still fail here after the callbacks: it puts notifications into a queue that
+ * may be full, or empties temporary tables.  Then no other region must have committed before.
+ */
+static bool
+may_fail_later(void)
+{
+	return residency_commit_notifies() || (MyXactFlags & XACT_FLAGS_ACCESSEDTEMPNAMESPACE) != 0;
+}
+
 /* step 1, see the head of the file */
 static void
 pre_commit(void)
@@ -290,7 +309,7 @@ pre_commit(void)
 			residency_transaction_reset(region);
 		}
 	}
-	if (n == 1 && !TransactionIdIsValid(GetTopTransactionIdIfAny()))
+	if (n == 1 && !TransactionIdIsValid(GetTopTransactionIdIfAny()) && !may_fail_later())
 		commit_alone(writers[0]);
 	else if (n > 0)
 		prepare_everywhere(writers, n);
@@ -306,6 +325,16 @@ decision_is_safe(void)
 	return XactLastCommitEnd <= WalSndCtl->lsn[SYNC_REP_WAIT_FLUSH];
 }
 
+/* takes the first entries off a list of finished transactions; others may have come behind them
+ * since they were sent */
+static void
+drop_first(uint64 *finished, int *n, int *drop)
+{
+	*n -= *drop;
+	memmove(finished, finished + *drop, *n * sizeof(uint64));
+	*drop = 0;
+}
+
 /* step 3: the decision is durable; sends it, without waiting.  Must not throw. */
 static void
 send_decision(void)
@@ -316,16 +345,13 @@ send_decision(void)
 		return;
 	RESIDENCY_FAULT(decided);
 	commit_state.applying = true;
-	memmove(commit_state.finished, commit_state.finished + commit_state.deleting,
-			(commit_state.nfinished - commit_state.deleting) * sizeof(uint64));
-	commit_state.nfinished -= commit_state.deleting;
-	commit_state.deleting = 0;
+	drop_first(commit_state.finished, &commit_state.nfinished, &commit_state.deleting);
 	for (int i = 0; i < commit->nregions; i++)
 	{
 		RemoteRegion *region = commit->regions[i];
 
 		residency_transaction_reset(region);
-		region->nfinished = 0;
+		drop_first(region->finished, &region->nfinished, &region->forgetting);
 		if (region->state != REMOTE_OPEN || !decision_is_safe())
 		{
 			commit->failed = true;
@@ -370,7 +396,7 @@ await_applied(void)
 
 		if (was_overtaken(region))
 			overtaken = true;
-		else if (region->decision == NULL || region->decision->failed ||
+		else if (region->decision == NULL || region->decision->failed || region->decision->warned ||
 				 (!region->decision->answered && residency_commit_wait == RESIDENCY_COMMIT_APPLIED))
 			missing = region->name;
 		forget_commit(region);
@@ -412,6 +438,8 @@ abort_everywhere(void)
 			snprintf(sql, sizeof(sql), "ROLLBACK PREPARED '%s'", region->gid);
 			residency_pipeline_quiet(region, sql);
 			residency_pipeline_sync(region);
+			/* nobody waits for the answer, so nobody would notice that it is missing */
+			residency_worker_wake(RESIDENCY_WORKER_RESOLVER);
 			if (region->cancel_socket != PGINVALID_SOCKET)
 				strlcpy(region->cancelled_gid, region->gid, sizeof(region->cancelled_gid));
 		}
@@ -534,5 +562,6 @@ residency_commit_init(void)
 	RegisterSubXactCallback(subtransaction_callback, NULL);
 	RegisterResourceReleaseCallback(release_callback, NULL);
 	residency_commit_statement_init();
+	residency_doubt_init();
 	residency_resolver_init();
 }

@@ -25,7 +25,27 @@
 #include "fault.h"
 #include "guard.h"
 #include "regions.h"
+#include "regions_internal.h"
+#include "worker.h"
 
+/* deletes rows of the origin $1 and its incarnation $2, but for those that a resolver holds, who
+ * deletes them itself or leaves them to the next one: a commit waits for nobody here */
+#define FINISHED(xids) \
+	"finished AS (SELECT t.incarnation, t.xid, t.gids FROM residency.transaction t " \
+	"WHERE t.incarnation OPERATOR(pg_catalog.=) $2 AND t.xid OPERATOR(pg_catalog.=) ANY (" xids ") " \
+	"AND t.origin OPERATOR(pg_catalog.=) $1 FOR UPDATE SKIP LOCKED), " \
+	"deleted AS (DELETE FROM residency.transaction t USING finished f " \
+	"WHERE t.incarnation OPERATOR(pg_catalog.=) f.incarnation AND t.xid OPERATOR(pg_catalog.=) f.xid " \
+	"AND t.gids OPERATOR(pg_catalog.=) f.gids) "
+
+#define INSERT_DECISION \
+	"INSERT INTO residency.transaction (origin, incarnation, xid, gids, regions) " \
+	"VALUES ($1, $2, $3::pg_catalog.xid8, $4::pg_catalog.text[], $5::pg_catalog.text[])"
+
+#define INSERT_TRACE \
+	"INSERT INTO residency.transaction (origin, incarnation, xid, gids, regions) VALUES ($1, $2, $3, $4, $5)"
+
+PG_FUNCTION_INFO_V1(residency_announce_incarnation);
 PG_FUNCTION_INFO_V1(residency_participate);
 PG_FUNCTION_INFO_V1(residency_forget);
 
@@ -49,6 +69,24 @@ residency_spi_as_owner(const char *sql, int nargs, Oid *types, Datum *values, bo
 	if (code < 0)
 		elog(ERROR, "SPI failed with code %d", code);
 	return code;
+}
+
+/*
+ * SQL: residency.announce_incarnation(incarnation), step of renew().  If the renewing transaction
+ * does not commit, its parts still carry the new incarnation; so it is put on record
+ * first, apart from that transaction, that gids of it are this region's own.
+ */
+Datum
+residency_announce_incarnation(PG_FUNCTION_ARGS)
+{
+	const char *values[] = {psprintf(INT64_FORMAT, PG_GETARG_INT64(0))};
+
+	residency_require_superuser("renew the incarnation of this region");
+	residency_worker_commit_apart("put the new incarnation on record",
+								  "UPDATE residency.self SET announced = "
+								  "pg_catalog.array_append(announced, $1::pg_catalog.int8)",
+								  lengthof(values), values);
+	PG_RETURN_VOID();
 }
 
 /*
@@ -135,11 +173,7 @@ residency_commit_record(uint64 xid, const char *gids, const char *names,
 	if (SPI_connect() != SPI_OK_CONNECT)
 		elog(ERROR, "SPI_connect failed");
 	PushActiveSnapshot(GetTransactionSnapshot());
-	residency_spi_as_owner("WITH finished AS (DELETE FROM residency.transaction "
-						   "WHERE incarnation OPERATOR(pg_catalog.=) $2 "
-						   "AND xid OPERATOR(pg_catalog.=) ANY ($6::pg_catalog.xid8[])) "
-						   "INSERT INTO residency.transaction (origin, incarnation, xid, gids, regions) "
-						   "VALUES ($1, $2, $3::pg_catalog.xid8, $4::pg_catalog.text[], $5::pg_catalog.text[])",
+	residency_spi_as_owner(nfinished > 0 ? "WITH " FINISHED("$6::pg_catalog.xid8[]") INSERT_DECISION : INSERT_DECISION,
 						   lengthof(types), types, values, false);
 	PopActiveSnapshot();
 	SPI_finish();
@@ -167,6 +201,7 @@ residency_commit_queue_participate(RemoteRegion *region, uint64 xid,
 	values[3] = gids;
 	values[4] = names;
 	values[5] = xids_literal(region->finished, region->nfinished);
+	region->forgetting = region->nfinished;
 	residency_transaction_begin(region, InvalidOid, REMOTE_AS_GATEWAY);
 	residency_pipeline_add(region, REMOTE_KIND_CONTROL,
 						   "SELECT residency.participate($1::pg_catalog.text, $2::pg_catalog.int8, "
@@ -210,11 +245,7 @@ residency_participate(PG_FUNCTION_ARGS)
 		values[i] = PG_GETARG_DATUM(i);
 	if (SPI_connect() != SPI_OK_CONNECT)
 		elog(ERROR, "SPI_connect failed");
-	residency_spi_as_owner("WITH finished AS (DELETE FROM residency.transaction "
-						   "WHERE incarnation OPERATOR(pg_catalog.=) $2 AND xid OPERATOR(pg_catalog.=) ANY ($6) "
-						   "AND origin OPERATOR(pg_catalog.=) $1) "
-						   "INSERT INTO residency.transaction (origin, incarnation, xid, gids, regions) "
-						   "VALUES ($1, $2, $3, $4, $5)",
+	residency_spi_as_owner(ARR_NDIM(DatumGetArrayTypeP(values[5])) > 0 ? "WITH " FINISHED("$6") INSERT_TRACE : INSERT_TRACE,
 						   lengthof(types), types, values, false);
 	SPI_finish();
 	RESIDENCY_FAULT(part_traced);

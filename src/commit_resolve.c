@@ -14,15 +14,16 @@
  *	 4. the gids prepared there, again	-> "does not exist" counts as done only if it is
  *									gone now; "busy" is one that is still there
  *
- * A trace seen in 1 counts as a decision too: its part is committed, and this region may
- * have lost the row to a failover.
+ * A trace counts as a decision too: its part is committed, and this region may have lost the row
+ * to a failover.  So whoever is reached is asked for traces before anything is rolled back.
  *
  * Only gids of our own incarnation are touched, prepared by our gateway role, in that
  * database: what a clone, another deployment or a user prepared is not ours.  In a newcomer
  * that role is made by the part itself: commit_joining.c.
  *
  * A decision row that was there before 1 is deleted when every region of it was looked at
- * in 4 and none still has a part of it; the traces there go first.  Of a row that is younger
+ * in 4 and none still has a part of it, nor would have one again after a failover to its
+ * synchronous standby; the traces there go first.  Of a row that is younger
  * the look in 4 may have come before its parts were prepared.  A trace seen in 4 whose row
  * is not here afterwards is deleted on the same condition: its row has gone before it.  That
  * includes rows and traces of an incarnation that this region had before renew().
@@ -37,10 +38,15 @@
 #include "miscadmin.h"
 #include "utils/builtins.h"
 
+#include "commit.h"
 #include "fault.h"
 #include "regions.h"
 
 PG_FUNCTION_INFO_V1(residency_resolve);
+
+/* looks for decisions that DROP EXTENSION would take along, and the pause between two */
+#define DROP_LOOKS 4
+#define DROP_PAUSE_MS 250
 
 /* what is done with one gid */
 typedef struct Action
@@ -50,16 +56,6 @@ typedef struct Action
 	const char *name;			/* see ResolveResult */
 	RemoteRequest *request;
 } Action;
-
-/* true if a region reached in this round has a trace with this gid */
-static bool
-is_traced(ResolveRound *round, const char *gid)
-{
-	for (int i = 0; i < round->n; i++)
-		if (residency_resolve_decided(round->regions[i].traces, gid))
-			return true;
-	return false;
-}
 
 /*
  * True while the origin of a gid, seen prepared, may still decide.  This very transaction has not
@@ -103,6 +99,33 @@ list_actions(ResolveRound *round, List **gids)
 	return actions;
 }
 
+/* a part without a decision row is not rolled back if any region has committed its transaction */
+static void
+spare_committed(ResolveRound *round, List *actions)
+{
+	List	   *gids = NIL;
+	List	   *committed;
+	ListCell   *lc;
+
+	foreach(lc, actions)
+	{
+		Action	   *action = lfirst(lc);
+
+		if (strcmp(action->name, "rolled back") == 0)
+			gids = lappend(gids, action->gid);
+	}
+	if (gids == NIL)
+		return;
+	committed = residency_peers_committed(round, gids);
+	foreach(lc, actions)
+	{
+		Action	   *action = lfirst(lc);
+
+		if (residency_resolve_has(committed, action->gid))
+			action->name = "committed";
+	}
+}
+
 /* steps 2 and 3 for every gid found in step 1 */
 static List *
 make_verdicts(ResolveRound *round)
@@ -126,8 +149,9 @@ make_verdicts(ResolveRound *round)
 		if (residency_resolve_decided(decisions, action->gid))
 			action->name = safe ? "committed" : "not replicated";
 		else
-			action->name = is_traced(round, action->gid) ? "committed" : "rolled back";
+			action->name = "rolled back";
 	}
+	spare_committed(round, actions);
 	return actions;
 }
 
@@ -212,10 +236,8 @@ is_finished(ResolveRound *round, ResolveDecision *decision)
 		for (int i = 0; i < round->n; i++)
 			if (strcmp(round->regions[i].region->name, lfirst(lc)) == 0)
 				r = &round->regions[i];
-		/* a region that left the deployment has no part any more */
-		if (r == NULL && residency_gateway_role(lfirst(lc)) == NULL)
-			continue;
-		if (r == NULL || !r->reached)
+		/* one that this session does not know may have joined just now */
+		if (r == NULL || !r->reached || !r->replicated)
 			return false;
 		foreach(gid, decision->gids)
 			if (residency_resolve_has(r->gids, lfirst(gid)))
@@ -377,6 +399,50 @@ residency_resolve_round(ResolveFilter wanted, int timeout_ms)
 	forget_finished(&round, candidates);
 	residency_resolve_joining(&round, wanted);
 	return round.results;
+}
+
+/* how many decisions of this region others may still wait for, after a round over all of them; SPI
+ * is connected */
+static uint64
+decisions_left(void)
+{
+	(void) residency_resolve_round(NULL, residency_connect_timeout);
+	residency_spi_as_owner("SELECT FROM residency.transaction t JOIN residency.self s "
+						   "ON s.region::pg_catalog.text OPERATOR(pg_catalog.=) t.origin "
+						   "UNION ALL SELECT FROM residency.joining", 0, NULL, NULL, true);
+	return SPI_processed;
+}
+
+/*
+ * The extension is about to be dropped here, and with it the decisions that other regions may still
+ * wait for.  What can be finished is finished now; throws if anything is left.  The workers have
+ * been asked to leave, and may hold some of the rows until they do: hence more than one look.
+ */
+void
+residency_commit_before_drop(void)
+{
+	MemoryContext context = CurrentMemoryContext;
+	uint64		left;
+
+	if (RecoveryInProgress() || residency_self() == NULL || residency_self()->copy)
+		return;
+	if (SPI_connect() != SPI_OK_CONNECT)
+		elog(ERROR, "SPI_connect failed");
+	MemoryContextSwitchTo(context);
+	left = decisions_left();
+	for (int look = 1; left > 0 && look < DROP_LOOKS; look++)
+	{
+		CHECK_FOR_INTERRUPTS();
+		pg_usleep(DROP_PAUSE_MS * 1000L);
+		left = decisions_left();
+	}
+	SPI_finish();
+	if (left > 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("cannot drop extension %s: other regions may wait for " UINT64_FORMAT " decisions of this one",
+						RESIDENCY_WRAPPER, left),
+				 errhint("SELECT * FROM residency.transactions shows them. When all regions answer they are finished within seconds. If one is gone for good, DELETE FROM residency.transaction first.")));
 }
 
 /* SQL: residency.resolve(), see the head of the file */

@@ -30,14 +30,16 @@ typedef struct ResolveRegion
 	bool		reached;		/* answered everything so far */
 	List	   *gids;			/* char *: prepared there by our role, by the last look */
 	List	   *traces;			/* ResolveDecision *: of our transactions, by the last look */
+	bool		replicated;		/* what was seen in that look no failover undoes */
 } ResolveRegion;
 
 /* what was done, or found, with one gid; or with a region as a whole */
 typedef struct ResolveResult
 {
 	const char *region;			/* where */
-	const char *gid;			/* NULL: the region could not be asked */
-	const char *action;			/* "committed", "rolled back", "running", "busy", "not replicated", "not reached" */
+	const char *gid;			/* NULL: the region could not be asked, or a call of add_region() is on record */
+	const char *action;			/* "committed", "rolled back", "running", "busy", "not replicated", "not reached",
+								 * "joining" */
 	const char *detail;			/* NULL if there is no more to say */
 } ResolveResult;
 
@@ -68,6 +70,7 @@ extern void residency_resolve_result(ResolveRound *round, const char *region, co
 
 /* commit_peers.c */
 extern List *residency_peers_find(ResolveRound *round, int *waiting, long *next_ms);
+extern List *residency_peers_committed(ResolveRound *round, List *gids);
 extern bool residency_peers_finish(void *verdicts);
 
 /* commit_joining.c */

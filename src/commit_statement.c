@@ -15,12 +15,14 @@
 #include "commit_internal.h"
 
 #include "access/xact.h"
+#include "catalog/objectaccess.h"
 #include "commands/trigger.h"
 #include "executor/executor.h"
 #include "nodes/makefuncs.h"
 #include "nodes/parsenodes.h"
 #include "tcop/utility.h"
 #include "utils/builtins.h"
+#include "utils/fmgroids.h"
 
 #include "border.h"
 #include "commit.h"
@@ -35,8 +37,13 @@ static ExecutorRun_hook_type next_ExecutorRun = NULL;
 static ExecutorFinish_hook_type next_ExecutorFinish = NULL;
 static ProcessUtility_hook_type next_ProcessUtility = NULL;
 
+static object_access_hook_type next_object_access = NULL;
+
 /* depth of executor and utility calls; 0 between top-level statements */
 static int	nest_level = 0;
+
+/* the current transaction may have used NOTIFY */
+static bool notifies = false;
 
 /* checks in each region written by this statement that every row has its identity at
  * home; the answers are deferred ones */
@@ -236,6 +243,31 @@ statement_ExecutorFinish(QueryDesc *queryDesc)
 		residency_statement_end();
 }
 
+/* see commit_internal.h */
+bool
+residency_commit_notifies(void)
+{
+	return notifies;
+}
+
+/* object_access_hook: an expression is about to call a function */
+static void
+statement_object_access(ObjectAccessType access, Oid classId, Oid objectId, int subId, void *arg)
+{
+	if (access == OAT_FUNCTION_EXECUTE && objectId == F_PG_NOTIFY)
+		notifies = true;
+	if (next_object_access)
+		next_object_access(access, classId, objectId, subId, arg);
+}
+
+/* RegisterXactCallback */
+static void
+transaction_callback(XactEvent event, void *arg)
+{
+	if (event == XACT_EVENT_COMMIT || event == XACT_EVENT_ABORT || event == XACT_EVENT_PREPARE)
+		notifies = false;
+}
+
 /* COMMIT and its kin have callbacks of their own, and run partly outside of a transaction */
 static void
 statement_ProcessUtility(PlannedStmt *pstmt, const char *queryString, bool readOnlyTree,
@@ -260,6 +292,7 @@ statement_ProcessUtility(PlannedStmt *pstmt, const char *queryString, bool readO
 	outermost = nest_level == 0 && context == PROCESS_UTILITY_TOPLEVEL;
 	if (outermost)
 		residency_statement_start();
+	notifies |= IsA(pstmt->utilityStmt, NotifyStmt);
 	residency_worker_yield(pstmt->utilityStmt);
 	locks = enter(residency_global_limit_utility(pstmt->utilityStmt), true);
 	PG_TRY();
@@ -288,4 +321,7 @@ residency_commit_statement_init(void)
 	ExecutorFinish_hook = statement_ExecutorFinish;
 	next_ProcessUtility = ProcessUtility_hook;
 	ProcessUtility_hook = statement_ProcessUtility;
+	next_object_access = object_access_hook;
+	object_access_hook = statement_object_access;
+	RegisterXactCallback(transaction_callback, NULL);
 }

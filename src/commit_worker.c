@@ -249,7 +249,7 @@ digest_answers(List *results, List *asked)
 	return all;
 }
 
-/* remembers what was done; true if nothing is left to do */
+/* remembers what was done; true if nothing is left to do, also in regions that do not answer */
 static bool
 digest_actions(List *results)
 {
@@ -261,9 +261,9 @@ digest_actions(List *results)
 		ResolveResult *result = lfirst(lc);
 
 		residency_resolver_note(result);
-		if (result->gid != NULL)
-			finished &= strcmp(result->action, "committed") == 0 ||
-				strcmp(result->action, "rolled back") == 0 || strcmp(result->action, "running") == 0;
+		finished &= result->gid != NULL &&
+			(strcmp(result->action, "committed") == 0 ||
+			 strcmp(result->action, "rolled back") == 0 || strcmp(result->action, "running") == 0);
 	}
 	return finished;
 }
@@ -323,6 +323,7 @@ typedef struct PeersRound
 	MemoryContext context;		/* holds verdicts, outlives the round */
 	List	   *verdicts;
 	int			waiting;		/* parts that nobody knows about */
+	int			waits;			/* waits that may be behind one of them */
 	long		next_ms;		/* until the next part is old enough */
 } PeersRound;
 
@@ -343,6 +344,8 @@ run_peers(void *arg)
 	MemoryContextSwitchTo(context);
 	residency_resolve_begin(&round, is_due, STEP_TIMEOUT_MS);
 	verdicts = residency_peers_find(&round, &peers->waiting, &peers->next_ms);
+	if (peers->waiting > 0)
+		peers->waits = residency_doubt_end_waits();
 	SPI_finish();
 	if (round.results != NIL)
 		(void) digest_answers(round.results, asked);
@@ -373,7 +376,7 @@ finish_peers(MemoryContext context, long *next_ms)
 	finished = residency_worker_try(run_peers, &peers) && peers.waiting == 0;
 	if (peers.verdicts != NIL)
 		finished &= residency_worker_try_bare(residency_peers_finish, peers.verdicts);
-	*next_ms = peers.next_ms;
+	*next_ms = peers.waits > 0 ? Min(peers.next_ms, PAUSE_FIRST_MS) : peers.next_ms;
 	MemoryContextReset(context);
 	return finished;
 }

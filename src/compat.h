@@ -118,6 +118,22 @@
 #define compat_local_beentry(i) pgstat_fetch_stat_local_beentry(i)
 #endif
 
+/* number of a process in ProcGlobal->allProcs, and how many there are, before shared memory is
+ * made; storage/proc.h and access/twophase.h needed */
+#if PG_VERSION_NUM >= 170000
+#define compat_proc_number(proc) GetNumberFromPGProc(proc)
+#else
+#define compat_proc_number(proc) ((proc)->pgprocno)
+#endif
+#define compat_max_procs() (MaxBackends + NUM_AUXILIARY_PROCS + max_prepared_xacts)
+
+/* true for a process that serves a client */
+#if PG_VERSION_NUM >= 180000
+#define compat_proc_is_client(proc) ((proc)->isRegularBackend)
+#else
+#define compat_proc_is_client(proc) (!(proc)->isBackgroundWorker)
+#endif
+
 /* visits the PROCLOCKs of a lock; lists in shared memory became dlists in 16;
  * storage/lock.h needed */
 #if PG_VERSION_NUM >= 160000

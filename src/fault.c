@@ -27,9 +27,10 @@ typedef struct FaultPoint
 
 #define FAULT_ENTRY(name, may_fail) {#name, may_fail},
 static const FaultPoint points[] = {RESIDENCY_FAULT_POINTS(FAULT_ENTRY)};
-static const char *const actions[] = {"error", "terminate", "crash_backend", "crash_server", "hold"};
+static const char *const actions[] = {"error", "terminate", "crash_backend", "crash_server", "hold", "stall"};
 
 static char *fault_setting = NULL;
+static char *fault_application = NULL;
 static int	passes = 0;			/* of the armed point in this process, since the setting changed */
 
 /* true if the text begins with the word and a colon or its end follows; *rest is behind */
@@ -105,16 +106,17 @@ fire(const char *name)
 	return written > 0;
 }
 
-/* waits for the file that releases, or for an interrupt where one is allowed */
+/* waits for the file that releases, or for an interrupt where one is allowed and wanted */
 static void
-hold(void)
+hold(bool interruptible)
 {
 	while (access(RESIDENCY_FAULT_RELEASE, F_OK) != 0)
 	{
 		pg_usleep(5000L);
 		if (!PostmasterIsAlive())
 			_exit(1);
-		CHECK_FOR_INTERRUPTS();
+		if (interruptible)
+			CHECK_FOR_INTERRUPTS();
 	}
 }
 
@@ -129,6 +131,8 @@ residency_fault(const char *name)
 	if (fault_setting == NULL || fault_setting[0] == '\0' ||
 		!parse_fault(fault_setting, &point, &action, &nth) || strcmp(point, name) != 0)
 		return;
+	if (fault_application[0] != '\0' && strcmp(fault_application, application_name) != 0)
+		return;
 	if (++passes != nth || !fire(name))
 		return;
 	if (strcmp(action, "error") == 0)
@@ -140,8 +144,8 @@ residency_fault(const char *name)
 		(void) kill(MyProcPid, SIGTERM);
 		CHECK_FOR_INTERRUPTS();
 	}
-	else if (strcmp(action, "hold") == 0)
-		hold();
+	else if (strcmp(action, "hold") == 0 || strcmp(action, "stall") == 0)
+		hold(strcmp(action, "hold") == 0);
 	else
 	{
 		(void) kill(strcmp(action, "crash_server") == 0 ? PostmasterPid : MyProcPid,
@@ -151,7 +155,7 @@ residency_fault(const char *name)
 	}
 }
 
-/* defines the setting; called once, while the library is loaded */
+/* defines the settings; called once, while the library is loaded */
 void
 residency_fault_init(void)
 {
@@ -159,6 +163,10 @@ residency_fault_init(void)
 							   "Place where a test wants something to happen.",
 							   NULL, &fault_setting, "", PGC_SUSET, 0,
 							   check_fault, assign_fault, NULL);
+	DefineCustomStringVariable("residency.fault_application",
+							   "Only sessions of this application_name act at that place.",
+							   NULL, &fault_application, "", PGC_SUSET, 0,
+							   NULL, NULL, NULL);
 }
 
 #endif							/* RESIDENCY_FAULTS */

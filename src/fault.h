@@ -12,6 +12,12 @@
  *		crash_backend	this process is killed, and the server restarts all others
  *		crash_server	the server stops at once and stays down
  *		hold			this process waits for the file RESIDENCY_FAULT_RELEASE
+ *		stall			the same, but deaf to interrupts, as one that gets no CPU: it does not
+ *						notice meanwhile that whoever it serves has vanished
+ *
+ * With residency.fault_application only sessions of that application_name act: those that
+ * gateways open for their clients are called "residency", and workers of other
+ * regions, which prepare and commit too, are not.
  *
  * A fault acts once: the file RESIDENCY_FAULT_FIRED, written into the data directory
  * beforehand, disarms the server until somebody removes it.  So a server that restarts
@@ -56,6 +62,14 @@
 	POINT(resolver_knows, true)		/* verdicts are made, nobody is told */ \
 	POINT(resolver_told, true)		/* all that answer have been told */ \
 	POINT(resolver_forgets, true)	/* traces there are being deleted, decisions here are next */ \
+	/* in the resolver, at a participant whose gateway is gone */ \
+	POINT(peer_knows, true)			/* another participant, or the operator, knows the outcome */ \
+	POINT(peer_finished, true)		/* the part here is finished, which is not noted */ \
+	POINT(health_changes, false)	/* health: the lock of all states is held */ \
+	/* add_region(), at the gateway; its commit has the points above */ \
+	POINT(join_begins, true)		/* all is checked, nothing is on record or changed */ \
+	POINT(join_recorded, true)		/* the attempt is on record, nothing is changed */ \
+	POINT(join_forgets, true)		/* resolver: the newcomer is finished, the record is not deleted */ \
 	/* catch-up: at a row's home, and at the region that was away */ \
 	POINT(ship_begins, true)		/* notes and rows are locked, nothing is sent */ \
 	POINT(ship_answered, true)		/* the region has the rows, uncommitted; the notes stay */ \

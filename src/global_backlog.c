@@ -140,6 +140,19 @@ residency_backlog_lock_exclusive(const char *region, int timeout)
 	return locked;
 }
 
+/*
+ * The transactions that leave a region out, running or in doubt: an array in the current
+ * memory context, and its length.
+ */
+VirtualTransactionId *
+residency_backlog_holders(const char *region, int *n)
+{
+	LOCKTAG		tag;
+
+	lock_tag(&tag, region);
+	return GetLockConflicts(&tag, ExclusiveLock, n);
+}
+
 /* gives it back */
 void
 residency_backlog_unlock_exclusive(const char *region)

@@ -6,7 +6,9 @@
  * global_probe.c			finds rows without waiting for anybody
  * global_catchup.c			ships what was noted, one batch in one transaction
  * global_catchup_apply.c	takes it
- * global_catchup_worker.c	keeps shipping; makes regions "up" again
+ * global_catchup_errors.c	what errors mean there
+ * global_catchup_worker.c	keeps shipping
+ * global_catchup_flip.c	makes regions "up" again
  * global_conflicts.c		what could not be shipped
  */
 #ifndef RESIDENCY_GLOBAL_BACKLOG_H
@@ -16,6 +18,7 @@
 
 #include "access/skey.h"
 #include "executor/tuptable.h"
+#include "storage/lock.h"
 #include "utils/array.h"
 
 /* keys to be noted, collected while a batch is sent or applied */
@@ -65,12 +68,36 @@ typedef enum ShipOutcome
 	SHIP_LOST = 'l'				/* done; the receiver has a row of its own, and will ship that */
 } ShipOutcome;
 
-/* what one batch came to, in notes */
+/* what an error tells about a shipped record */
+typedef enum ErrorMeaning
+{
+	ERROR_BUSY,					/* somebody else is in the way */
+	ERROR_REFUSED,				/* the record cannot be applied, for now at least */
+	ERROR_ELSEWHERE				/* it is not about the record at all */
+} ErrorMeaning;
+
+/* one batch that is to be shipped */
+typedef struct ShipOrder
+{
+	const char *region;
+	int64		after;			/* only notes behind this position */
+	int			limit;			/* not more of them than that, nor than SHIP_NOTES */
+	int			patience;		/* ms for which a constraint may fail before it counts as broken */
+	bool		overdue;		/* only notes that have been refused for longer than that */
+	bool		final;			/* what is refused goes to residency.conflict */
+} ShipOrder;
+
+/* notes in one batch, at most */
+#define SHIP_NOTES		5000
+
+/* what it came to, in notes */
 typedef struct ShipResult
 {
 	int			taken;			/* looked at; 0: there are no more behind "after" */
 	int			done;			/* no longer noted */
+	int			conflicts;		/* of these: in residency.conflict now */
 	int			later;			/* of the rest: refused by a constraint */
+	int			overdue;		/* of these: for longer than the patience */
 	int64		last;			/* position of the last one */
 	bool		full;			/* there may be more behind it */
 } ShipResult;
@@ -80,9 +107,13 @@ extern RowProbe *residency_probe_open(Relation rel);
 extern void residency_probe_close(RowProbe *probe);
 extern ProbeResult residency_probe_row(RowProbe *probe, bool lock);
 extern char *residency_probe_home(RowProbe *probe);
+extern char *residency_row_as_json(TupleDesc desc, Datum *values, bool *nulls);
+
+/* global_catchup_errors.c */
+extern ErrorMeaning residency_error_meaning(int sqlerrcode);
 
 /* global_catchup.c */
-extern ShipResult residency_ship_batch(const char *region, int64 after, bool final);
+extern ShipResult residency_ship_batch(const ShipOrder *order);
 extern bool residency_ship_settled(const char *region, uint64 xid);
 
 /* global_conflicts.c */
@@ -99,6 +130,7 @@ extern List *residency_left_out(void);
 extern List *residency_not_sent_to(List *left_out, List *homes, const char *table);
 extern void residency_backlog_lock_shared(const char *region);
 extern bool residency_backlog_lock_exclusive(const char *region, int timeout);
+extern VirtualTransactionId *residency_backlog_holders(const char *region, int *n);
 extern void residency_backlog_unlock_exclusive(const char *region);
 extern BacklogNotes *residency_backlog_begin(void);
 extern void residency_backlog_add(BacklogNotes *notes, Oid relid, const char *key);

@@ -25,6 +25,7 @@
 #include "catalog/pg_type.h"
 #include "executor/spi.h"
 #include "miscadmin.h"
+#include "storage/lmgr.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
@@ -38,8 +39,7 @@
 
 PG_FUNCTION_INFO_V1(residency_ship);
 
-/* notes in one batch, and the text after which it is closed */
-#define SHIP_NOTES		5000
+/* text after which a batch is closed */
 #define SHIP_BYTES		(4 * 1024 * 1024)
 
 #define SHIP_SQL \
@@ -50,7 +50,8 @@ PG_FUNCTION_INFO_V1(residency_ship);
 typedef struct ShipTable
 {
 	Oid			relid;
-	RowProbe   *probe;			/* NULL: not a global table any more */
+	RowProbe   *probe;			/* NULL: not a global table any more, or */
+	bool		blocked;		/* it cannot be read now */
 	int			wire_number;	/* 0: not in this request yet */
 } ShipTable;
 
@@ -60,12 +61,15 @@ typedef struct ShipNote
 	int64		seq;
 	ShipTable  *table;
 	char	   *key;
+	bool		refused;		/* a constraint failed before */
+	bool		overdue;		/* for longer than the patience */
 	bool		absent;			/* was shipped as no more */
 	char		outcome;		/* ShipOutcome; SHIP_BUSY until known otherwise */
 } ShipNote;
 
 typedef struct Shipment
 {
+	const ShipOrder *order;
 	const char *region;
 	MemoryContext context;
 	List	   *tables;			/* ShipTable */
@@ -77,7 +81,10 @@ typedef struct Shipment
 	StringInfoData changes;
 } Shipment;
 
-/* The table of a note, opened at its first. */
+/*
+ * The table of a note, opened at its first.  One that somebody has locked against readers,
+ * or that has lost its primary key, keeps its notes for now, and holds up no others.
+ */
 static ShipTable *
 open_table(Shipment *shipment, Oid relid)
 {
@@ -92,12 +99,20 @@ open_table(Shipment *shipment, Oid relid)
 	table = palloc0(sizeof(ShipTable));
 	table->relid = relid;
 	shipment->tables = lappend(shipment->tables, table);
-	rel = try_relation_open(relid, RowShareLock);
+	table->blocked = !ConditionalLockRelationOid(relid, RowShareLock);
+	rel = table->blocked ? NULL : try_relation_open(relid, NoLock);
 	if (rel == NULL)
 		return table;
 	rule = residency_table_rule(relid);
-	if (rule == NULL || rule->kind != RESIDENCY_GLOBAL || rel->rd_rel->relkind != RELKIND_RELATION)
+	if (rule != NULL && rule->kind == RESIDENCY_GLOBAL && rel->rd_rel->relkind == RELKIND_RELATION)
+		table->blocked = !OidIsValid(RelationGetPrimaryKeyIndex(rel));
+	else
+	{
 		relation_close(rel, RowShareLock);
+		return table;
+	}
+	if (table->blocked)
+		relation_close(rel, NoLock);
 	else
 		table->probe = residency_probe_open(rel);
 	return table;
@@ -120,19 +135,28 @@ close_tables(Shipment *shipment)
 	}
 }
 
+/* has been refused for longer than that many seconds */
+#define IS_OVERDUE(seconds) \
+	"refused_at OPERATOR(pg_catalog.<) " \
+	"(pg_catalog.now() OPERATOR(pg_catalog.-) pg_catalog.make_interval(secs => " seconds "))"
+
+#define TAKE_SQL(condition) \
+	"SELECT seq, relation, key, refused_at IS NOT NULL, coalesce(" IS_OVERDUE("$4") ", false) " \
+	"FROM residency.backlog WHERE region OPERATOR(pg_catalog.=) $1 " \
+	"AND seq OPERATOR(pg_catalog.>) $2 " condition " ORDER BY seq LIMIT $3 FOR UPDATE SKIP LOCKED"
+
 /* Step 1: locks and reads the oldest notes behind a position.  SPI is connected. */
 static void
-take_notes(Shipment *shipment, int64 after)
+take_notes(Shipment *shipment)
 {
-	Oid			types[] = {NAMEOID, INT8OID, INT4OID};
+	const ShipOrder *order = shipment->order;
+	Oid			types[] = {NAMEOID, INT8OID, INT4OID, FLOAT8OID};
 	Datum		values[] = {DirectFunctionCall1(namein, CStringGetDatum(shipment->region)),
-		Int64GetDatum(after), Int32GetDatum(SHIP_NOTES)};
+		Int64GetDatum(order->after), Int32GetDatum(order->limit), Float8GetDatum(order->patience / 1000.0)};
 	MemoryContext old;
 
 	PushActiveSnapshot(GetLatestSnapshot());
-	residency_spi_as_owner("SELECT seq, relation, key FROM residency.backlog "
-						   "WHERE region OPERATOR(pg_catalog.=) $1 AND seq OPERATOR(pg_catalog.>) $2 "
-						   "ORDER BY seq LIMIT $3 FOR UPDATE SKIP LOCKED",
+	residency_spi_as_owner(order->overdue ? TAKE_SQL("AND refused_at IS NOT NULL AND " IS_OVERDUE("$4")) : TAKE_SQL(""),
 						   lengthof(types), types, values, false);
 	PopActiveSnapshot();
 	old = MemoryContextSwitchTo(shipment->context);
@@ -149,6 +173,8 @@ take_notes(Shipment *shipment, int64 after)
 		note->seq = DatumGetInt64(SPI_getbinval(tuple, desc, 1, &isnull));
 		note->table = open_table(shipment, DatumGetObjectId(SPI_getbinval(tuple, desc, 2, &isnull)));
 		note->key = SPI_getvalue(tuple, desc, 3);
+		note->refused = DatumGetBool(SPI_getbinval(tuple, desc, 4, &isnull));
+		note->overdue = DatumGetBool(SPI_getbinval(tuple, desc, 5, &isnull));
 		note->outcome = SHIP_BUSY;
 	}
 	MemoryContextSwitchTo(old);
@@ -181,7 +207,7 @@ put_note(Shipment *shipment, ShipNote *note)
 
 	if (probe == NULL)
 	{
-		note->outcome = SHIP_DONE;
+		note->outcome = table->blocked ? SHIP_BUSY : SHIP_DONE;
 		return;
 	}
 	set_key(note);
@@ -256,9 +282,31 @@ others_than(const char *region)
 	return names;
 }
 
+/*
+ * Keeps what the region could not take as a conflict.  If it could not even read the row,
+ * for want of the table, the row is told as it is here, where it is locked.
+ */
+static void
+store_conflict(Shipment *shipment, ShipNote *note, PGresult *res, int row)
+{
+	char	   *content = answer_value(res, row, 4);
+	RowProbe   *probe = note->table->probe;
+
+	if (content == NULL && note->outcome == SHIP_CONFLICT && !note->absent)
+	{
+		set_key(note);
+		if (residency_probe_row(probe, false) == PROBE_ROW)
+			content = residency_row_as_json(RelationGetDescr(probe->rel), probe->slot->tts_values,
+											probe->slot->tts_isnull);
+	}
+	residency_conflict_store(note->table->relid, note->key, answer_value(res, row, 2),
+							 shipment->region, residency_self()->region,
+							 answer_value(res, row, 3), content);
+}
+
 /* Step 3: sends the records, and takes what became of them. */
 static void
-send_records(Shipment *shipment, bool final)
+send_records(Shipment *shipment)
 {
 	RemoteRegion *region = residency_remote_region(residency_region_server(shipment->region));
 	BacklogNotes *won = residency_backlog_begin();
@@ -269,7 +317,7 @@ send_records(Shipment *shipment, bool final)
 	values[0] = residency_text_array(shipment->names);
 	values[1] = residency_self()->region;
 	values[2] = shipment->changes.data;
-	values[3] = final ? "t" : "f";
+	values[3] = shipment->order->final ? "t" : "f";
 	request = residency_remote_send(region, GetUserId(), SHIP_SQL, 4, values,
 									REMOTE_WRITES | REMOTE_NAMED | REMOTE_AS_GATEWAY, -1);
 	res = residency_remote_wait(request);
@@ -288,9 +336,7 @@ send_records(Shipment *shipment, bool final)
 		note = shipment->sent[number - 1];
 		note->outcome = outcome;
 		if (outcome == SHIP_CONFLICT || outcome == SHIP_WON || outcome == SHIP_STANDS)
-			residency_conflict_store(note->table->relid, note->key, answer_value(res, row, 2),
-									 shipment->region, residency_self()->region,
-									 answer_value(res, row, 3), answer_value(res, row, 4));
+			store_conflict(shipment, note, res, row);
 		/* whoever got the other row of that key must get this one */
 		if (outcome == SHIP_WON || outcome == SHIP_STANDS)
 			residency_backlog_add(won, note->table->relid, note->key);
@@ -321,15 +367,68 @@ look_again(Shipment *shipment)
 	}
 }
 
-/* Step 5: deletes the notes that were dealt with; SPI is connected. */
+/* Deletes notes about the region, by position. */
+static void
+delete_notes(Shipment *shipment, Datum *positions, int n)
+{
+	Oid			types[] = {NAMEOID, INT8ARRAYOID};
+	Datum		values[2];
+
+	if (n == 0)
+		return;
+	values[0] = DirectFunctionCall1(namein, CStringGetDatum(shipment->region));
+	values[1] = PointerGetDatum(construct_array(positions, n, INT8OID, 8, FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
+	PushActiveSnapshot(GetLatestSnapshot());
+	residency_spi_as_owner("DELETE FROM residency.backlog WHERE region OPERATOR(pg_catalog.=) $1 "
+						   "AND seq OPERATOR(pg_catalog.=) ANY ($2)",
+						   lengthof(types), types, values, false);
+	PopActiveSnapshot();
+}
+
+/*
+ * Marks notes that were refused for the first time.  One whose row is a conflict already has
+ * been refused since that came up: a row that is written all the time would get new patience
+ * each time, and keep the region from being up.  Returns how many are overdue by that.
+ */
+static int
+mark_refused(Shipment *shipment, Datum *positions, int n)
+{
+	Oid			types[] = {NAMEOID, INT8ARRAYOID, FLOAT8OID};
+	Datum		values[3];
+	bool		isnull;
+	int64		overdue;
+
+	if (n == 0)
+		return 0;
+	values[0] = DirectFunctionCall1(namein, CStringGetDatum(shipment->region));
+	values[1] = PointerGetDatum(construct_array(positions, n, INT8OID, 8, FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
+	values[2] = Float8GetDatum(shipment->order->patience / 1000.0);
+	PushActiveSnapshot(GetLatestSnapshot());
+	residency_spi_as_owner("WITH marked AS (UPDATE residency.backlog AS b SET refused_at = LEAST(pg_catalog.now(), "
+						   "(SELECT pg_catalog.min(c.noticed_at) FROM residency.conflict AS c "
+						   "WHERE c.relation OPERATOR(pg_catalog.=) b.relation AND c.key OPERATOR(pg_catalog.=) b.key "
+						   "AND c.region OPERATOR(pg_catalog.=) b.region AND c.kind OPERATOR(pg_catalog.<>) 'key')) "
+						   "WHERE b.region OPERATOR(pg_catalog.=) $1 AND b.seq OPERATOR(pg_catalog.=) ANY ($2) "
+						   "RETURNING b.refused_at) "
+						   "SELECT pg_catalog.count(*) FROM marked WHERE " IS_OVERDUE("$3"),
+						   lengthof(types), types, values, false);
+	PopActiveSnapshot();
+	overdue = DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
+	return (int) overdue;
+}
+
+/*
+ * Step 5: deletes the notes that were dealt with, and marks those that were refused, since
+ * when; SPI is connected.
+ */
 static ShipResult
 finish(Shipment *shipment)
 {
 	ShipResult	result = {0};
 	Datum	   *done = palloc(sizeof(Datum) * Max(shipment->nnotes, 1));
+	Datum	   *refused = palloc(sizeof(Datum) * Max(shipment->nnotes, 1));
+	int			nrefused = 0;
 	BacklogNotes *cured = residency_backlog_begin();
-	Oid			types[] = {NAMEOID, INT8ARRAYOID};
-	Datum		values[2];
 
 	for (int i = 0; i < shipment->nnotes; i++)
 	{
@@ -339,23 +438,20 @@ finish(Shipment *shipment)
 		result.last = note->seq;
 		if (note->outcome == SHIP_LATER)
 			result.later++;
+		if (note->outcome == SHIP_LATER && note->overdue)
+			result.overdue++;
+		if (note->outcome == SHIP_LATER && !note->refused)
+			refused[nrefused++] = Int64GetDatum(note->seq);
 		if (note->outcome == SHIP_LATER || note->outcome == SHIP_BUSY)
 			continue;
 		done[result.done++] = Int64GetDatum(note->seq);
-		if (note->outcome != SHIP_CONFLICT)
+		if (note->outcome == SHIP_CONFLICT)
+			result.conflicts++;
+		else
 			residency_backlog_add(cured, note->table->relid, note->key);
 	}
-	if (result.done > 0)
-	{
-		values[0] = DirectFunctionCall1(namein, CStringGetDatum(shipment->region));
-		values[1] = PointerGetDatum(construct_array(done, result.done, INT8OID, 8, FLOAT8PASSBYVAL,
-													TYPALIGN_DOUBLE));
-		PushActiveSnapshot(GetLatestSnapshot());
-		residency_spi_as_owner("DELETE FROM residency.backlog WHERE region OPERATOR(pg_catalog.=) $1 "
-							   "AND seq OPERATOR(pg_catalog.=) ANY ($2)",
-							   lengthof(types), types, values, false);
-		PopActiveSnapshot();
-	}
+	delete_notes(shipment, done, result.done);
+	result.overdue += mark_refused(shipment, refused, nrefused);
 	if (cured->n > 0 && residency_conflicts_exist())
 		residency_conflict_cured(shipment->region, makeArrayResult(cured->relations, CurrentMemoryContext),
 								 makeArrayResult(cured->keys, CurrentMemoryContext));
@@ -369,23 +465,23 @@ finish(Shipment *shipment)
  * connecting, sending and the region's errors throw.
  */
 ShipResult
-residency_ship_batch(const char *region, int64 after, bool final)
+residency_ship_batch(const ShipOrder *order)
 {
-	Shipment	shipment = {.region = region, .context = CurrentMemoryContext};
+	Shipment	shipment = {.order = order, .region = order->region, .context = CurrentMemoryContext};
 	ShipResult	result;
 	bool		full;
 
 	if (SPI_connect() != SPI_OK_CONNECT)
 		elog(ERROR, "SPI_connect failed");
 	initStringInfo(&shipment.changes);
-	take_notes(&shipment, after);
-	full = shipment.nnotes == SHIP_NOTES;
+	take_notes(&shipment);
+	full = shipment.nnotes >= order->limit;
 	put_notes(&shipment);
 	full = full || shipment.changes.len >= SHIP_BYTES;
 	if (shipment.nsent > 0)
 	{
 		RESIDENCY_FAULT(ship_begins);
-		send_records(&shipment, final);
+		send_records(&shipment);
 		RESIDENCY_FAULT(ship_answered);
 		look_again(&shipment);
 	}
@@ -429,6 +525,7 @@ Datum
 residency_ship(PG_FUNCTION_ARGS)
 {
 	char	   *region = text_to_cstring(PG_GETARG_TEXT_PP(0));
+	ShipOrder	order = {.limit = SHIP_NOTES};
 	ShipResult	result;
 
 	if (!superuser())
@@ -437,6 +534,8 @@ residency_ship(PG_FUNCTION_ARGS)
 				 errmsg("must be superuser to ship rows to a region")));
 	if (!OidIsValid(residency_region_server(region)))
 		PG_RETURN_INT32(0);
-	result = residency_ship_batch(region, 0, PG_GETARG_BOOL(1));
+	order.region = region;
+	order.final = PG_GETARG_BOOL(1);
+	result = residency_ship_batch(&order);
 	PG_RETURN_INT32(result.done);
 }

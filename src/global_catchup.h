@@ -7,12 +7,65 @@
 
 #include "residency.h"
 
+#include "datatype/timestamp.h"
+#include "storage/lock.h"
+
+#include "global_backlog.h"
+#include "worker.h"
+
+/* transactions that are remembered for having outlasted a wait */
+#define FLIP_BLOCKERS		16
+
+/* one pass through the notes about a region, so far */
+typedef struct PassState
+{
+	int64		after;			/* the next batch begins behind this note */
+	int			taken;
+	int			done;
+	int			later;			/* refused by a constraint */
+	int			overdue;		/* of these: for longer than CONFLICT_PATIENCE */
+} PassState;
+
+/* what the worker knows of a region, as long as its process lives */
+typedef struct CatchUpRegion
+{
+	char		name[NAMEDATALEN];
+	bool		behind;			/* notes about it were found by the last look, or it is not up */
+	TimestampTz not_before;		/* do not try again earlier */
+	PassState	pass;
+	int			refused;		/* "later" of the pass before */
+	int			batch;			/* notes in a batch; fewer after one that took too long */
+	int			busy_pause;
+	int			flip_wait;		/* ms; 0: the first one */
+	TimestampTz no_flip_before;
+	int			nblockers;
+	VirtualTransactionId blockers[FLIP_BLOCKERS];	/* who outlasted our last wait */
+} CatchUpRegion;
+
+/* one batch */
+typedef struct BatchWork
+{
+	CatchUpRegion *region;
+	ShipOrder	order;
+	bool		hurry;			/* the region's lock is held */
+	ShipResult	result;
+} BatchWork;
+
 /* global_catchup_progress.c */
 extern void residency_progress_init(void);
-extern void residency_progress_shipped(const char *region, int done, bool left);
+extern void residency_progress_shipped(const char *region, TimestampTz start, int shipped, bool left);
+extern void residency_progress_idle(const char *region, bool well);
 extern void residency_progress_failed(const char *region, const char *error);
 
-/* global_catchup_worker.c: main function of a worker, see worker.h */
+/* global_catchup_worker.c */
+/* main function of the worker, see worker.h */
 extern void residency_catch_up_main(void);
+/* see there; NULL as a region: all of them */
+extern bool residency_catch_up_try(CatchUpRegion *region, ResidencyWorkerRound round, void *arg, bool bare, int ms);
+extern bool residency_catch_up_ship(BatchWork *work, CatchUpRegion *region, int64 after, int ms);
+extern uint64 residency_catch_up_last_xid(void);
+
+/* global_catchup_flip.c */
+extern bool residency_catch_up_flip(CatchUpRegion *region);
 
 #endif							/* RESIDENCY_GLOBAL_CATCHUP_H */

@@ -44,12 +44,12 @@
  * as if S's row had been written: R's row is in residency.conflict of both, with the name of
  * the constraint; S notes K for all others, and R's notes of K end.
  *
- * All of a batch is one subtransaction.  If it fails, each row gets one of its own, so
- * that the others are not held up.
+ * All of a batch is one subtransaction.  If it fails, each row gets one of its own, and its
+ * table is opened in there, so that the others are not held up: whatever an error says about
+ * one row or one table, and not about this server, is that row's.
  */
 #include "residency.h"
 
-#include "access/htup_details.h"
 #include "access/xact.h"
 #include "catalog/pg_type.h"
 #include "commands/trigger.h"
@@ -59,7 +59,6 @@
 #include "nodes/makefuncs.h"
 #include "nodes/parsenodes.h"
 #include "utils/builtins.h"
-#include "utils/fmgrprotos.h"
 #include "utils/guc.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
@@ -124,19 +123,9 @@ tell(ShippedCall *call, int number, Verdict *verdict)
 	tuplestore_putvalues(call->out->setResult, call->out->setDesc, values, nulls);
 }
 
-/* a row as json, in the current memory context */
-static char *
-row_as_json(TupleDesc desc, Datum *values, bool *nulls)
-{
-	HeapTuple	tuple = heap_form_tuple(desc, values, nulls);
-
-	return TextDatumGetCString(DirectFunctionCall1(row_to_json,
-												   heap_copy_tuple_as_datum(tuple, desc)));
-}
-
-/* Opens the tables of a call for one attempt; bounds the waits for locks. */
+/* Opens tables, by name, for one attempt; bounds the waits for locks. */
 static void
-open_attempt(Attempt *attempt, ShippedCall *call)
+open_attempt(Attempt *attempt, List *tables)
 {
 	ConstraintsSetStmt *stmt = makeNode(ConstraintsSetStmt);
 
@@ -144,7 +133,7 @@ open_attempt(Attempt *attempt, ShippedCall *call)
 	attempt->run.limit = -1;
 	attempt->run.last = true;
 	attempt->run.at_home = true;	/* constraints are checked as they are there */
-	residency_target_open_all(&attempt->run, call->tables, RowExclusiveLock);
+	residency_target_open_all(&attempt->run, tables, RowExclusiveLock);
 	for (int i = 0; i < list_length(attempt->run.targets); i++)
 		attempt->probes = lappend(attempt->probes, NULL);
 	/* nothing may be left to fail in PREPARE */
@@ -220,7 +209,7 @@ judge_third(ShippedCall *call, RowProbe *probe, Verdict *verdict)
 	verdict->outcome = call->final ? SHIP_CONFLICT : SHIP_LATER;
 	verdict->kind = "unique";
 	verdict->constraint = pstrdup(RelationGetRelationName(probe->index));
-	verdict->content = row_as_json(RelationGetDescr(probe->rel), probe->values, probe->nulls);
+	verdict->content = residency_row_as_json(RelationGetDescr(probe->rel), probe->values, probe->nulls);
 }
 
 /*
@@ -265,8 +254,8 @@ judge(ShippedCall *call, RowProbe *probe, ChangeReader *reader, Verdict *verdict
 	}
 	verdict->outcome = SHIP_WON;
 	verdict->kind = "key";
-	verdict->content = row_as_json(RelationGetDescr(probe->rel), probe->slot->tts_values,
-								   probe->slot->tts_isnull);
+	verdict->content = residency_row_as_json(RelationGetDescr(probe->rel), probe->slot->tts_values,
+											 probe->slot->tts_isnull);
 	return true;
 }
 
@@ -283,6 +272,7 @@ settle(ShippedCall *call, Oid relid, const char *key, int number, Verdict *verdi
 	{
 		case SHIP_LOST:
 			residency_backlog_own(relid, key);
+			residency_backlog_add(call->applied, relid, key);
 			break;
 		case SHIP_WON:
 		case SHIP_STANDS:
@@ -292,6 +282,9 @@ settle(ShippedCall *call, Oid relid, const char *key, int number, Verdict *verdi
 			residency_conflict_disown(relid, key);
 			break;
 		case SHIP_CONFLICT:
+			/* a table that is not here is known by its home only */
+			if (!OidIsValid(relid))
+				break;
 			residency_conflict_store(relid, key, verdict->kind, residency_self()->region,
 									 call->shipper, verdict->constraint, verdict->content);
 			break;
@@ -306,13 +299,12 @@ settle(ShippedCall *call, Oid relid, const char *key, int number, Verdict *verdi
 	MemoryContextSwitchTo(old);
 }
 
-/* One record of an attempt: applies it, if it is to be.  Returns its key. */
-static char *
+/* One record of an attempt, whose key is in its table's probe: applies it, if it is to be. */
+static void
 apply_record(ShippedCall *call, Attempt *attempt, ChangeReader *reader, Verdict *verdict)
 {
 	ApplyTarget *target = list_nth(attempt->run.targets, reader->table - 1);
 	RowProbe   *probe = probe_of(attempt, reader->table);
-	char	   *key = read_key(probe, reader);
 
 	memset(verdict, 0, sizeof(Verdict));
 	verdict->outcome = SHIP_DONE;
@@ -322,7 +314,6 @@ apply_record(ShippedCall *call, Attempt *attempt, ChangeReader *reader, Verdict 
 		residency_target_apply(&attempt->run, target, reader);
 	else
 		skip_record(probe, reader);
-	return key;
 }
 
 /* Throws unless the record is of a table of this call. */
@@ -340,6 +331,7 @@ typedef struct BatchLine
 {
 	Oid			relid;
 	char	   *key;
+	char	   *content;		/* the row as it came, if it may have to be kept */
 	Verdict		verdict;
 } BatchLine;
 
@@ -353,7 +345,7 @@ apply_all(ShippedCall *call)
 	Attempt		attempt;
 	MemoryContext old = MemoryContextSwitchTo(call->context);
 
-	open_attempt(&attempt, call);
+	open_attempt(&attempt, call->tables);
 	while (residency_text_next(&reader))
 	{
 		BatchLine  *line = palloc(sizeof(BatchLine));
@@ -363,7 +355,8 @@ apply_all(ShippedCall *call)
 		check_reader(call, &reader);
 		probe = probe_of(&attempt, reader.table);
 		line->relid = RelationGetRelid(probe->rel);
-		line->key = apply_record(call, &attempt, &reader, &line->verdict);
+		line->key = read_key(probe, &reader);
+		apply_record(call, &attempt, &reader, &line->verdict);
 		lines = lappend(lines, line);
 	}
 	close_attempt(&attempt);
@@ -384,22 +377,18 @@ judge_error(ShippedCall *call, Verdict *verdict)
 	error = CopyErrorData();
 	MemoryContextSwitchTo(old);
 	memset(verdict, 0, sizeof(Verdict));
-	switch (ERRCODE_TO_CATEGORY(error->sqlerrcode))
+	switch (residency_error_meaning(error->sqlerrcode))
 	{
-		case MAKE_SQLSTATE('5', '5', '0', '0', '0'):
-		case MAKE_SQLSTATE('4', '0', '0', '0', '0'):
+		case ERROR_BUSY:
 			verdict->outcome = SHIP_BUSY;
 			break;
-		case MAKE_SQLSTATE('2', '3', '0', '0', '0'):
-		case MAKE_SQLSTATE('2', '2', '0', '0', '0'):
-		case MAKE_SQLSTATE('4', '2', '0', '0', '0'):
-		case MAKE_SQLSTATE('P', '0', '0', '0', '0'):
+		case ERROR_REFUSED:
 			verdict->outcome = call->final ? SHIP_CONFLICT : SHIP_LATER;
 			verdict->kind = error->sqlerrcode == ERRCODE_UNIQUE_VIOLATION ? "unique" :
 				error->sqlerrcode == ERRCODE_FOREIGN_KEY_VIOLATION ? "reference" : "other";
 			verdict->constraint = error->constraint_name;
 			break;
-		default:
+		case ERROR_ELSEWHERE:
 			PG_RE_THROW();
 	}
 	FlushErrorState();
@@ -422,11 +411,33 @@ let_stand(const Verdict *before, Verdict *verdict)
 }
 
 /*
- * Runs one record, or all (reader NULL), in a subtransaction; false if it failed.  The
- * lines of all come back in *lines, the verdict of one in *verdict.
+ * Applies one record in the current subtransaction.  What is learnt of it before something
+ * fails is in *line.
+ */
+static void
+apply_one(ShippedCall *call, ChangeReader record, BatchLine *line)
+{
+	Attempt		attempt;
+	RowProbe   *probe;
+
+	open_attempt(&attempt, list_make1(list_nth(call->tables, record.table - 1)));
+	record.table = 1;
+	probe = probe_of(&attempt, 1);
+	line->key = read_key(probe, &record);
+	line->relid = RelationGetRelid(probe->rel);
+	if (call->final && record.kind == CHANGE_STATE)
+		line->content = residency_row_as_json(RelationGetDescr(probe->rel), probe->values, probe->nulls);
+	apply_record(call, &attempt, &record, &line->verdict);
+	residency_text_finish(&record);
+	close_attempt(&attempt);
+}
+
+/*
+ * Runs one record, or all (NULL), in a subtransaction; false if it failed.  The lines of all
+ * come back in *lines, what became of one in *line.
  */
 static bool
-attempt_in_subtransaction(ShippedCall *call, ChangeReader *reader, List **lines, Verdict *verdict)
+attempt_in_subtransaction(ShippedCall *call, ChangeReader *record, List **lines, BatchLine *line)
 {
 	ResourceOwner owner = CurrentResourceOwner;
 	MemoryContext context = CurrentMemoryContext;
@@ -436,16 +447,10 @@ attempt_in_subtransaction(ShippedCall *call, ChangeReader *reader, List **lines,
 	PG_TRY();
 	{
 		MemoryContextSwitchTo(call->context);
-		if (reader == NULL)
+		if (record == NULL)
 			*lines = apply_all(call);
 		else
-		{
-			Attempt		attempt;
-
-			open_attempt(&attempt, call);
-			(void) apply_record(call, &attempt, reader, verdict);
-			close_attempt(&attempt);
-		}
+			apply_one(call, *record, line);
 		ReleaseCurrentSubTransaction();
 		ok = true;
 	}
@@ -454,10 +459,12 @@ attempt_in_subtransaction(ShippedCall *call, ChangeReader *reader, List **lines,
 		Verdict		judged;
 
 		judge_error(call, &judged);
-		if (verdict)
+		if (line)
 		{
-			let_stand(verdict, &judged);
-			*verdict = judged;
+			let_stand(&line->verdict, &judged);
+			line->verdict = judged;
+			if (judged.outcome == SHIP_CONFLICT)
+				line->verdict.content = line->content;
 		}
 		RollbackAndReleaseCurrentSubTransaction();
 	}
@@ -476,34 +483,23 @@ apply_each(ShippedCall *call)
 	MemoryContext row = AllocSetContextCreate(call->context, "residency shipped row",
 											  ALLOCSET_DEFAULT_SIZES);
 	MemoryContext context = call->context;
-	Attempt		attempt;		/* only to read with */
+	ChangeReader record;
 	int			number = 0;
 
-	open_attempt(&attempt, call);
-	while (residency_text_next(&reader))
+	while (residency_text_split(&reader, &record))
 	{
-		ChangeReader copy = reader;
-		RowProbe   *probe;
-		char	   *key;
-		Verdict		verdict;
+		BatchLine	line = {0};
 		MemoryContext old = MemoryContextSwitchTo(row);
 
 		CHECK_FOR_INTERRUPTS();
-		check_reader(call, &reader);
-		probe = probe_of(&attempt, reader.table);
-		key = read_key(probe, &reader);
+		check_reader(call, &record);
 		call->context = row;
-		memset(&verdict, 0, sizeof(Verdict));
-		if (!attempt_in_subtransaction(call, &copy, NULL, &verdict) &&
-			verdict.outcome == SHIP_CONFLICT && reader.kind == CHANGE_STATE)
-			verdict.content = row_as_json(RelationGetDescr(probe->rel), probe->values, probe->nulls);
+		(void) attempt_in_subtransaction(call, &record, NULL, &line);
 		call->context = context;
-		settle(call, RelationGetRelid(probe->rel), key, ++number, &verdict);
-		skip_record(probe, &reader);
+		settle(call, line.relid, line.key, ++number, &line.verdict);
 		MemoryContextSwitchTo(old);
 		MemoryContextReset(row);
 	}
-	close_attempt(&attempt);
 }
 
 /* Applies the records, all at once if that goes well. */

@@ -31,11 +31,11 @@ typedef struct ProgressSlot
 {
 	Oid			database;		/* InvalidOid: free */
 	char		region[NAMEDATALEN];
-	int64		shipped;		/* notes dealt with since "since" */
-	TimestampTz since;			/* when this catch-up began */
+	int64		shipped;		/* rows taken there since "since" */
+	TimestampTz since;			/* when this catch-up began; 0: never */
 	TimestampTz last;			/* when the last batch was committed, or failed */
 	bool		active;			/* notes are left, as far as the worker knows */
-	char		error[PROGRESS_ERROR];	/* "" if the last batch went well */
+	char		error[PROGRESS_ERROR];	/* "" if the last batch went well, or nothing is left */
 } ProgressSlot;
 
 typedef struct ProgressShared
@@ -112,9 +112,9 @@ claim_slot(const char *region)
 	return unused;
 }
 
-/* a batch was shipped: so many notes, and whether some are left */
+/* a batch was shipped that began then: so many rows are there now; are notes left? */
 void
-residency_progress_shipped(const char *region, int done, bool left)
+residency_progress_shipped(const char *region, TimestampTz start, int shipped_rows, bool left)
 {
 	ProgressSlot *slot;
 
@@ -122,22 +122,38 @@ residency_progress_shipped(const char *region, int done, bool left)
 	slot = claim_slot(region);
 	if (slot != NULL)
 	{
-		TimestampTz now = GetCurrentTimestamp();
-
-		if (!slot->active && now - slot->last > PROGRESS_GAP)
+		if (slot->since == 0 || (!slot->active && start - slot->last > PROGRESS_GAP))
 		{
-			slot->since = now;
+			slot->since = start;
 			slot->shipped = 0;
 		}
-		slot->last = now;
-		slot->shipped += done;
+		slot->last = GetCurrentTimestamp();
+		slot->shipped += shipped_rows;
 		slot->active = left;
 		slot->error[0] = '\0';
 	}
 	LWLockRelease(shared->lock);
 }
 
-/* a batch failed, with that message */
+/* nothing is shipped to the region; "well": it lacks nothing, whatever went wrong before */
+void
+residency_progress_idle(const char *region, bool well)
+{
+	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+	for (int i = 0; i < PROGRESS_SLOTS; i++)
+	{
+		ProgressSlot *slot = &shared->slots[i];
+
+		if (slot->database != MyDatabaseId || strcmp(slot->region, region) != 0)
+			continue;
+		slot->active = false;
+		if (well)
+			slot->error[0] = '\0';
+	}
+	LWLockRelease(shared->lock);
+}
+
+/* a batch, or a look for notes, failed with that message */
 void
 residency_progress_failed(const char *region, const char *error)
 {

@@ -2,13 +2,15 @@
  * global_catchup_worker.c
  *		The worker that ships what was noted, and makes regions "up" again.
  *
- * It looks for notes once a second, and when it is woken.  For each region that answers:
+ * It looks for notes once a second, and when it is woken.  Each region that answers gets its
+ * turn, again and again while there is something to do:
  *
  *			 .--------------------------------------------------------------.
- *			 |                  notes are left that can be shipped later    |
+ *			 |                                              notes are left  |
  *			 v                                                              |
- *		  a pass: batch after batch, each in a transaction of its own  -----+
- *			 |  no note is left, and the region is catching up
+ *		  a pass, from the oldest note to the newest, TURN_BATCHES of them  |
+ *			 |  in a turn, each in a transaction of its own  ---------------+
+ *			 |  nothing was refused, and the region is catching up
  *			 v
  *		  the region's lock, exclusively, for the session: who leaves the region out
  *			 |  has ended, and nobody new begins         (not in time: again later)
@@ -17,9 +19,18 @@
  *			 v
  *		  up, and the lock is given back
  *
+ * Notes that come while a pass is under way are no reason to put the flip off: under steady
+ * writes there would always be some, and under the lock there are none.
+ *
  * A row that breaks a constraint is left for the next pass, as another row may cure it.
- * When passes ship nothing else for CONFLICT_PATIENCE, it goes to residency.conflict; from
- * there it is tried again every CONFLICT_RETRY.
+ * When that has gone on for CONFLICT_PATIENCE, whatever else is shipped, it goes to
+ * residency.conflict; from there it is tried again every CONFLICT_RETRY.
+ *
+ * One region holds up the others for one turn at most: a batch that is not over after
+ * BATCH_TIMEOUT is given up, and the next ones are smaller, down to a single note.  Writers
+ * that leave a region out wait for us only while we ask for its lock and hold it: that is
+ * bounded (global_catchup_flip.c).  What this process remembers of a region has a
+ * fixed size; all that must outlast it is in the notes.
  */
 #include "residency.h"
 
@@ -33,6 +44,7 @@
 #include "utils/guc.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
+#include "utils/timeout.h"
 #include "utils/timestamp.h"
 
 #include "commit_internal.h"
@@ -43,42 +55,28 @@
 #include "regions.h"
 #include "worker.h"
 
-/* ms between two looks for notes; after a region failed; while rows are only in the way of
- * writers; until a constraint counts as broken; between attempts of what broke one, in s */
+/* ms between two looks for notes; after a region failed; while constraints fail; between
+ * attempts of what broke one, in s */
 #define LOOK_INTERVAL		1000
 #define FAILURE_PAUSE		2000
-#define BUSY_PAUSE			100
-#define CONFLICT_PATIENCE	3000
+#define REFUSED_PAUSE		750
 #define CONFLICT_RETRY		"30 seconds"
 
-/* longest wait for the end of those who leave a region out, in ms; new ones wait with us */
-#define FLIP_WAIT			200
+/* while rows are only in the way of writers: at first, and after many attempts, in ms */
+#define BUSY_PAUSE			100
+#define BUSY_PAUSE_MAX		1000
 
-/* batches that may be shipped while nobody can leave the region out */
-#define FLIP_BATCHES		4
+/* until a constraint counts as broken, in ms */
+#define CONFLICT_PATIENCE	3000
 
-/* what the worker knows of a region, as long as its process lives */
-typedef struct CatchUpRegion
-{
-	char		name[NAMEDATALEN];
-	bool		behind;			/* notes about it were found by the last look */
-	TimestampTz not_before;		/* do not try again earlier */
-	TimestampTz stuck_since;	/* passes ship nothing, and constraints fail; 0: not so */
-} CatchUpRegion;
+/* batches for one region before the next one gets its turn; how long each may take, in ms */
+#define TURN_BATCHES		2
+#define BATCH_TIMEOUT		10000
 
 static CatchUpRegion regions[RESIDENCY_MAX_REGIONS];
 static int	nregions = 0;
-static uint64 last_xid = 0;		/* our latest batch; 0: none since this process started */
-
-/* one batch */
-typedef struct BatchWork
-{
-	CatchUpRegion *region;
-	int64		after;
-	bool		final;
-	bool		hurry;			/* the region's lock is held */
-	ShipResult	result;
-} BatchWork;
+static uint64 last_xid = 0;		/* see residency_catch_up_last_xid */
+static bool timed_out = false;	/* the last round was given up because it took too long */
 
 /* the entry of a region, made at first use; NULL if there are too many */
 static CatchUpRegion *
@@ -91,19 +89,27 @@ find_region(const char *name)
 		return NULL;
 	memset(&regions[nregions], 0, sizeof(CatchUpRegion));
 	strlcpy(regions[nregions].name, name, NAMEDATALEN);
+	regions[nregions].batch = SHIP_NOTES;
+	regions[nregions].busy_pause = BUSY_PAUSE;
 	return &regions[nregions++];
 }
 
 /*
- * Notes once more what broke a constraint some time ago, if its region is up.
+ * Round: notes once more what broke a constraint some time ago, if its region is up; and
+ * forgets conflicts of tables that are global no more.  Always true.
  */
-static void
-retry_conflicts(void)
+static bool
+retry_conflicts(void *arg)
 {
 	ListCell   *lc;
 
 	if (!residency_conflicts_exist())
-		return;
+		return true;
+	if (SPI_connect() != SPI_OK_CONNECT)
+		elog(ERROR, "SPI_connect failed");
+	residency_spi_as_owner("DELETE FROM residency.conflict AS c WHERE NOT EXISTS (SELECT FROM residency.rule AS r "
+						   "WHERE r.relation OPERATOR(pg_catalog.=) c.relation AND r.kind OPERATOR(pg_catalog.=) 'g')",
+						   0, NULL, NULL, false);
 	foreach(lc, residency_other_servers())
 	{
 		char	   *name = residency_server_region(lfirst_oid(lc));
@@ -112,15 +118,18 @@ retry_conflicts(void)
 
 		if (residency_region_state(name) != RESIDENCY_UP)
 			continue;
-		residency_spi_as_owner("WITH c AS (UPDATE residency.conflict SET noticed_at = pg_catalog.now() "
+		residency_spi_as_owner("WITH c AS (UPDATE residency.conflict SET tried_at = pg_catalog.now() "
 							   "WHERE region OPERATOR(pg_catalog.=) $1 AND home OPERATOR(pg_catalog.=) $2 "
-							   "AND kind OPERATOR(pg_catalog.<>) 'key' AND noticed_at OPERATOR(pg_catalog.<) "
+							   "AND kind OPERATOR(pg_catalog.<>) 'key' AND tried_at OPERATOR(pg_catalog.<) "
 							   "(pg_catalog.now() OPERATOR(pg_catalog.-) '" CONFLICT_RETRY "'::pg_catalog.interval) "
-							   "RETURNING region, relation, key) "
-							   "INSERT INTO residency.backlog (region, relation, key) "
-							   "SELECT DISTINCT region, relation, key FROM c ON CONFLICT DO NOTHING",
+							   "RETURNING region, relation, key, noticed_at) "
+							   "INSERT INTO residency.backlog (region, relation, key, refused_at) "
+							   "SELECT region, relation, key, pg_catalog.min(noticed_at) FROM c "
+							   "GROUP BY region, relation, key ON CONFLICT DO NOTHING",
 							   lengthof(types), types, values, false);
 	}
+	SPI_finish();
+	return true;
 }
 
 /*
@@ -135,7 +144,6 @@ look(void *arg)
 		regions[i].behind = false;
 	if (SPI_connect() != SPI_OK_CONNECT)
 		elog(ERROR, "SPI_connect failed");
-	retry_conflicts();
 	foreach(lc, residency_other_servers())
 	{
 		char	   *name = residency_server_region(lfirst_oid(lc));
@@ -143,155 +151,187 @@ look(void *arg)
 		Datum		values[] = {CStringGetTextDatum(name)};
 		CatchUpRegion *region = find_region(name);
 
-		if (region == NULL || residency_region_state(name) == RESIDENCY_AWAY)
+		if (region == NULL)
 			continue;
+		if (residency_region_state(name) == RESIDENCY_AWAY)
+		{
+			memset(&region->pass, 0, sizeof(PassState));
+			residency_progress_idle(name, false);
+			continue;
+		}
 		residency_spi_as_owner("SELECT FROM residency.backlog WHERE region OPERATOR(pg_catalog.=) $1 LIMIT 1",
 							   lengthof(types), types, values, true);
 		region->behind = SPI_processed > 0 || residency_region_state(name) == RESIDENCY_CATCHING_UP;
+		if (!region->behind)
+			residency_progress_idle(name, true);
 	}
 	SPI_finish();
 	return true;
 }
 
-/* ships one batch, in a transaction of its own */
-static bool
-ship(void *arg)
+/* a round, and the region whose errors it tells; NULL: they concern all */
+typedef struct Told
 {
-	BatchWork  *work = arg;
+	ResidencyWorkerRound round;
+	void	   *arg;
+	CatchUpRegion *region;
+	int			timeout;		/* ms */
+} Told;
+
+/* Round: does another one, and leaves its error in residency.catch_up. */
+static bool
+tell_errors(void *arg)
+{
+	Told	   *told = arg;
+	volatile bool result = false;
 
 	PG_TRY();
 	{
-		MemoryContext context = CurrentMemoryContext;
-
-		SetCurrentStatementStartTimestamp();
-		StartTransactionCommand();
-		/* nobody waits for us to see the rows there; the next batch queues behind this one */
-		if (!work->hurry)
-			(void) set_config_option("residency.commit_wait", "decided", PGC_USERSET, PGC_S_SESSION,
-									 GUC_ACTION_LOCAL, true, 0, false);
-		PushActiveSnapshot(GetTransactionSnapshot());
-		MemoryContextSwitchTo(context);
-		work->result = residency_ship_batch(work->region->name, work->after, work->final);
-		if (FullTransactionIdIsValid(GetTopFullTransactionIdIfAny()))
-			last_xid = U64FromFullTransactionId(GetTopFullTransactionIdIfAny());
-		PopActiveSnapshot();
-		CommitTransactionCommand();
-		if (work->result.done > 0)
-			RESIDENCY_FAULT(shipped);
+		result = told->round(told->arg);
 	}
 	PG_CATCH();
 	{
 		MemoryContext context = MemoryContextSwitchTo(TopMemoryContext);
 		ErrorData  *error = CopyErrorData();
+		char		late[100];
 
-		residency_progress_failed(work->region->name, error->message);
+		snprintf(late, sizeof(late), "given up after %d ms", told->timeout);
+		timed_out = error->sqlerrcode == ERRCODE_QUERY_CANCELED;
+		for (int i = 0; i < nregions; i++)
+			if (told->region == NULL || told->region == &regions[i])
+				residency_progress_failed(regions[i].name, timed_out ? late : error->message);
 		FreeErrorData(error);
 		MemoryContextSwitchTo(context);
 		PG_RE_THROW();
 	}
 	PG_END_TRY();
+	return result;
+}
+
+/*
+ * Does a round for one region or all (NULL), with errors that can be seen, and gives it up
+ * after that many ms.  "bare" as in worker.h.
+ */
+bool
+residency_catch_up_try(CatchUpRegion *region, ResidencyWorkerRound round, void *arg, bool bare, int ms)
+{
+	Told		told = {round, arg, region, ms};
+	bool		result;
+
+	timed_out = false;
+	enable_timeout_after(STATEMENT_TIMEOUT, Max(ms, 1));
+	result = bare ? residency_worker_try_bare(tell_errors, &told) : residency_worker_try(tell_errors, &told);
+	disable_timeout(STATEMENT_TIMEOUT, false);
+	/* it may have come too late to stop anything */
+	QueryCancelPending = false;
+	return result;
+}
+
+/* Round: ships one batch, in a transaction of its own.  Always true. */
+static bool
+ship(void *arg)
+{
+	BatchWork  *work = arg;
+	MemoryContext context = CurrentMemoryContext;
+
+	SetCurrentStatementStartTimestamp();
+	StartTransactionCommand();
+	/* nobody waits for us to see the rows there, and the next batch queues behind this one;
+	 * but with the lock, it is waited for, as long as others can wait for us */
+	(void) set_config_option("residency.commit_wait", work->hurry ? "applied" : "decided", PGC_USERSET,
+							 PGC_S_SESSION, GUC_ACTION_LOCAL, true, 0, false);
+	if (work->hurry)
+		(void) set_config_option("residency.commit_timeout", "1s", PGC_USERSET, PGC_S_SESSION,
+								 GUC_ACTION_LOCAL, true, 0, false);
+	PushActiveSnapshot(GetTransactionSnapshot());
+	MemoryContextSwitchTo(context);
+	work->result = residency_ship_batch(&work->order);
+	if (FullTransactionIdIsValid(GetTopFullTransactionIdIfAny()))
+		last_xid = U64FromFullTransactionId(GetTopFullTransactionIdIfAny());
+	PopActiveSnapshot();
+	CommitTransactionCommand();
+	if (work->result.done > 0)
+		RESIDENCY_FAULT(shipped);
 	return true;
 }
 
-/* what a pass came to */
-typedef enum PassResult
+/* ships one batch behind that note, within that many ms; false if it fails */
+bool
+residency_catch_up_ship(BatchWork *work, CatchUpRegion *region, int64 after, int ms)
 {
-	PASS_CLEAN,					/* no note is left, but for those not committed yet */
-	PASS_PROGRESS,				/* something was shipped, and notes are left */
-	PASS_BUSY,					/* nothing was: writers are in the way */
-	PASS_LATER,					/* nothing was: constraints fail */
-	PASS_FAILED
-} PassResult;
+	TimestampTz start = GetCurrentTimestamp();
 
-/* goes through all notes about a region once, but not through more than that many batches */
-static PassResult
-pass(CatchUpRegion *region, bool final, bool hurry, int batches)
-{
-	BatchWork	work = {.region = region, .final = final, .hurry = hurry};
-	int			taken = 0;
-	int			done = 0;
-	int			later = 0;
-
-	do
+	work->region = region;
+	work->order.region = region->name;
+	work->order.after = after;
+	work->order.limit = region->batch;
+	work->order.patience = CONFLICT_PATIENCE;
+	if (!residency_catch_up_try(region, ship, work, true, ms))
 	{
-		if (!residency_worker_try_bare(ship, &work))
-			return PASS_FAILED;
-		taken += work.result.taken;
-		done += work.result.done;
-		later += work.result.later;
-		work.after = work.result.last;
-		if (work.result.taken > 0)
-			residency_progress_shipped(region->name, work.result.done, work.result.full || taken > done);
-	} while (work.result.full && --batches > 0);
-	if (taken == 0)
-		return PASS_CLEAN;
-	if (done > 0)
-		return PASS_PROGRESS;
-	return later > 0 ? PASS_LATER : PASS_BUSY;
-}
-
-/*
- * Round: true if no note about the region is there, and all that was shipped is applied.
- * Our lock keeps new notes out.
- */
-static bool
-nothing_left(void *arg)
-{
-	CatchUpRegion *region = arg;
-	Oid			types[] = {TEXTOID};
-	Datum		values[] = {CStringGetTextDatum(region->name)};
-	bool		nothing;
-
-	if (SPI_connect() != SPI_OK_CONNECT)
-		elog(ERROR, "SPI_connect failed");
-	residency_spi_as_owner("SELECT FROM residency.backlog WHERE region OPERATOR(pg_catalog.=) $1 LIMIT 1",
-						   lengthof(types), types, values, true);
-	nothing = SPI_processed == 0;
-	SPI_finish();
-	/* a batch whose last message was lost is applied there by the resolver, some time */
-	return nothing && residency_ship_settled(region->name,
-											 last_xid != 0 ? last_xid :
-											 U64FromFullTransactionId(ReadNextFullTransactionId()));
-}
-
-/* round: takes the lock, for the session; false if somebody outlasts the wait */
-static bool
-lock_region(void *arg)
-{
-	return residency_backlog_lock_exclusive(((CatchUpRegion *) arg)->name, FLIP_WAIT);
-}
-
-/*
- * Makes a region "up": see the head of this file.  True if it is.  The lock is given back
- * whatever happens.
- */
-static bool
-flip(CatchUpRegion *region)
-{
-	bool		up = false;
-
-	if (!residency_worker_try(lock_region, region))
-	{
-		LockReleaseSession(USER_LOCKMETHOD);	/* an error may have come behind it */
+		if (timed_out)
+			region->batch = Max(region->batch / 8, 1);
 		return false;
 	}
-	RESIDENCY_FAULT(flip_locked);
-	for (int i = 0; i < FLIP_BATCHES; i++)
-	{
-		PassResult	result = pass(region, false, true, 1);
+	region->batch = Min(region->batch * 2, SHIP_NOTES);
+	if (work->result.taken > 0)
+		residency_progress_shipped(region->name, start, work->result.done - work->result.conflicts,
+								   work->result.full || work->result.taken > work->result.done);
+	return true;
+}
 
-		if (result == PASS_CLEAN)
-		{
-			if (residency_worker_try(nothing_left, region))
-				up = residency_health_flip_up(region->name);
-			RESIDENCY_FAULT(flipped);
-			break;
-		}
-		if (result != PASS_PROGRESS)
-			break;
+/* xid of the latest batch; if there is none since the process started, of all before */
+uint64
+residency_catch_up_last_xid(void)
+{
+	return last_xid != 0 ? last_xid : U64FromFullTransactionId(ReadNextFullTransactionId());
+}
+
+/* what became of a turn */
+typedef enum TurnResult
+{
+	TURN_FAILED,
+	TURN_OVER,					/* the pass goes on in the next one */
+	TURN_LAST					/* all notes have been gone through */
+} TurnResult;
+
+/* goes on with the pass through the notes about a region */
+static TurnResult
+take_turn(CatchUpRegion *region)
+{
+	PassState  *pass = &region->pass;
+
+	for (int i = 0; i < TURN_BATCHES; i++)
+	{
+		BatchWork	work = {0};
+
+		if (!residency_catch_up_ship(&work, region, pass->after, BATCH_TIMEOUT))
+			return TURN_FAILED;
+		pass->taken += work.result.taken;
+		pass->done += work.result.done;
+		pass->later += work.result.later;
+		pass->overdue += work.result.overdue;
+		if (work.result.taken > 0)
+			pass->after = work.result.last;
+		if (!work.result.full)
+			return TURN_LAST;
 	}
-	LockReleaseSession(USER_LOCKMETHOD);
-	return up;
+	return TURN_OVER;
+}
+
+/*
+ * What has been refused for too long goes to residency.conflict now, unless it is taken after
+ * all.  False if the region failed.
+ */
+static bool
+give_up_overdue(CatchUpRegion *region, PassState *pass)
+{
+	BatchWork	work = {.order = {.overdue = true, .final = true}};
+
+	if (!residency_catch_up_ship(&work, region, 0, BATCH_TIMEOUT))
+		return false;
+	pass->done += work.result.done;
+	pass->later = Max(pass->later - work.result.done, 0);
+	return true;
 }
 
 /* when the region is to be looked at again, after that many ms */
@@ -301,40 +341,58 @@ postpone(CatchUpRegion *region, int ms)
 	region->not_before = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), ms);
 }
 
-/* does for one region what can be done now; true if more can be done at once */
+/*
+ * A pass is over: true if the next one can begin at once, because something was shipped and
+ * what was refused has become less.
+ */
+static bool
+after_pass(CatchUpRegion *region, const PassState *pass)
+{
+	int			refused = region->refused;
+
+	region->refused = pass->later;
+	if (pass->later > 0)
+	{
+		if (pass->done > 0 && (refused == 0 || pass->later < refused))
+			return true;
+		postpone(region, REFUSED_PAUSE);
+		return false;
+	}
+	if (pass->done > 0)
+	{
+		region->busy_pause = BUSY_PAUSE;
+		return true;
+	}
+	postpone(region, region->busy_pause);
+	region->busy_pause = Min(region->busy_pause * 2, BUSY_PAUSE_MAX);
+	return false;
+}
+
+/* does for one region what can be done in a turn; true if more can be done at once */
 static bool
 serve(CatchUpRegion *region)
 {
-	TimestampTz now = GetCurrentTimestamp();
-	bool		final = region->stuck_since != 0 &&
-		now - region->stuck_since > CONFLICT_PATIENCE * INT64CONST(1000);
+	TurnResult	turn = take_turn(region);
+	PassState	pass = region->pass;
 
-	switch (pass(region, final, false, INT_MAX))
+	if (turn == TURN_OVER)
+		return true;
+	memset(&region->pass, 0, sizeof(PassState));
+	if (turn == TURN_FAILED || (pass.overdue > 0 && !give_up_overdue(region, &pass)))
 	{
-		case PASS_PROGRESS:
-			region->stuck_since = 0;
-			return true;
-		case PASS_LATER:
-			if (region->stuck_since == 0)
-				region->stuck_since = now;
-			postpone(region, CONFLICT_PATIENCE / 4);
-			return false;
-		case PASS_BUSY:
-			postpone(region, BUSY_PAUSE);
-			return false;
-		case PASS_FAILED:
-			postpone(region, FAILURE_PAUSE);
-			return false;
-		case PASS_CLEAN:
-			break;
+		/* the others get at least as much time as a region that hangs */
+		postpone(region, timed_out ? BATCH_TIMEOUT : FAILURE_PAUSE);
+		return false;
 	}
-	region->stuck_since = 0;
+	if (pass.later == 0 && pass.done < SHIP_NOTES && GetCurrentTimestamp() >= region->no_flip_before &&
+		residency_region_state(region->name) == RESIDENCY_CATCHING_UP && residency_catch_up_flip(region))
+		pass.taken = 0;
+	if (pass.taken > 0)
+		return after_pass(region, &pass);
+	/* no note is left; that it is not up yet is found by the next look */
 	region->behind = false;
-	if (residency_region_state(region->name) == RESIDENCY_CATCHING_UP && !flip(region))
-	{
-		region->behind = true;
-		postpone(region, LOOK_INTERVAL);
-	}
+	region->refused = 0;
+	region->busy_pause = BUSY_PAUSE;
 	return false;
 }
 
@@ -351,30 +409,50 @@ next_pause(void)
 	return Max(pause, 10);
 }
 
+/*
+ * Gives one region after the other its turn, until nothing can be done at once, or it is
+ * time to look again; in ms, when it is.
+ */
+static long
+serve_all(void)
+{
+	TimestampTz look_at = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), LOOK_INTERVAL);
+	bool		more = true;
+	bool		leave;
+
+	while (more)
+	{
+		more = false;
+		for (int i = 0; i < nregions; i++)
+			if (regions[i].behind && regions[i].not_before <= GetCurrentTimestamp())
+				more |= serve(&regions[i]);
+		/* somebody has something new; or there is something that nobody told us */
+		if (residency_worker_wanted(&leave) || GetCurrentTimestamp() >= look_at)
+			return 0;
+	}
+	return next_pause();
+}
+
 /* main function of the worker, see worker.h */
 void
 residency_catch_up_main(void)
 {
+	TimestampTz retry_at = 0;
 	long		pause = 0;
 
 	while (residency_worker_wait(pause))
 	{
-		bool		more = true;
+		TimestampTz now = GetCurrentTimestamp();
 
 		pause = LOOK_INTERVAL;
-		if (!residency_worker_try(look, NULL))
+		if (!residency_catch_up_try(NULL, look, NULL, false, BATCH_TIMEOUT))
 			continue;
-		while (more)
+		/* on its own: what goes wrong here must keep nobody from what was noted */
+		if (now >= retry_at)
 		{
-			bool		leave;
-
-			more = false;
-			for (int i = 0; i < nregions; i++)
-				if (regions[i].behind && regions[i].not_before <= GetCurrentTimestamp())
-					more |= serve(&regions[i]);
-			if (more && (residency_worker_wanted(&leave), leave))
-				break;
+			(void) residency_catch_up_try(NULL, retry_conflicts, NULL, false, BATCH_TIMEOUT);
+			retry_at = TimestampTzPlusMilliseconds(now, LOOK_INTERVAL);
 		}
-		pause = next_pause();
+		pause = serve_all();
 	}
 }

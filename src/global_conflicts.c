@@ -66,23 +66,42 @@ residency_conflicts_exist(void)
 	return exist;
 }
 
-/* Throws 40001 if two rows of the key were made apart, and nobody has decided yet. */
+/*
+ * Throws 40001 if two rows of the key were made apart, and nobody has decided yet.  For each
+ * row that is written at home while there is any conflict, so the plan is kept.
+ */
 void
 residency_conflict_check(Oid relid, const char *key)
 {
+	static SPIPlanPtr plan = NULL;
 	Oid			types[] = {OIDOID, TEXTOID};
 	Datum		values[] = {ObjectIdGetDatum(relid), CStringGetTextDatum(key)};
 	bool		found;
+	Oid			user;
+	int			context;
 
+	GetUserIdAndSecContext(&user, &context);
+	SetUserIdAndSecContext(BOOTSTRAP_SUPERUSERID, context | SECURITY_LOCAL_USERID_CHANGE |
+						   SECURITY_NOFORCE_RLS);
 	if (SPI_connect() != SPI_OK_CONNECT)
 		elog(ERROR, "SPI_connect failed");
 	PushActiveSnapshot(GetLatestSnapshot());
-	residency_spi_as_owner("SELECT FROM residency.conflict WHERE relation OPERATOR(pg_catalog.=) $1 "
-						   "AND key OPERATOR(pg_catalog.=) $2 AND kind OPERATOR(pg_catalog.=) 'key'",
-						   lengthof(types), types, values, false);
-	PopActiveSnapshot();
+	if (plan == NULL)
+	{
+		SPIPlanPtr	made = SPI_prepare("SELECT FROM residency.conflict WHERE relation OPERATOR(pg_catalog.=) $1 "
+									   "AND key OPERATOR(pg_catalog.=) $2 AND kind OPERATOR(pg_catalog.=) 'key'",
+									   lengthof(types), types);
+
+		if (made == NULL || SPI_keepplan(made) != 0)
+			elog(ERROR, "SPI_prepare failed");
+		plan = made;
+	}
+	if (SPI_execute_plan(plan, values, NULL, false, 1) != SPI_OK_SELECT)
+		elog(ERROR, "conflicts cannot be looked up");
 	found = SPI_processed > 0;
+	PopActiveSnapshot();
 	SPI_finish();
+	SetUserIdAndSecContext(user, context);
 	if (found)
 		ereport(ERROR,
 				(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
@@ -91,7 +110,10 @@ residency_conflict_check(Oid relid, const char *key)
 				 errhint("SELECT * FROM residency.conflicts; then decide with residency.resolve_conflict().")));
 }
 
-/* Stores a row that could not be shipped, or replaces what was stored of it. */
+/*
+ * Stores a row that could not be shipped, or replaces what was stored of it; it stays
+ * noticed when it was first.
+ */
 void
 residency_conflict_store(Oid relid, const char *key, const char *kind, const char *region,
 						 const char *home, const char *constraint, const char *row)
@@ -121,7 +143,7 @@ residency_conflict_store(Oid relid, const char *key, const char *kind, const cha
 							  "VALUES ($1, $2, $3, $4, $5, $6, $7::pg_catalog.jsonb) "
 							  "ON CONFLICT (relation, key, region, kind) DO UPDATE SET home = excluded.home, "
 							  "constraint_name = excluded.constraint_name, content = excluded.content, "
-							  "noticed_at = excluded.noticed_at",
+							  "tried_at = excluded.tried_at",
 							  lengthof(types), types, values, nulls, false, 0) != SPI_OK_INSERT)
 		elog(ERROR, "cannot store a conflict");
 	SPI_finish();

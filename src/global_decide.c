@@ -44,6 +44,16 @@ require_rights(void)
 				 errmsg("must be superuser to decide about conflicts")));
 }
 
+/* a table by its qualified name; InvalidOid if there is none */
+static Oid
+relation_named(text *qualified)
+{
+	RangeVar   *name = makeRangeVarFromNameList(textToQualifiedNameList(qualified));
+	Oid			schema = get_namespace_oid(name->schemaname, true);
+
+	return OidIsValid(schema) ? get_relname_relid(name->relname, schema) : InvalidOid;
+}
+
 /* The record of the probe's row with that home, as it is applied; in the current context. */
 static char *
 record_with_home(RowProbe *probe, const char *home)
@@ -116,14 +126,13 @@ Datum
 residency_forget_conflict(PG_FUNCTION_ARGS)
 {
 	char	   *relation = text_to_cstring(PG_GETARG_TEXT_PP(0));
-	RangeVar   *name = makeRangeVarFromNameList(textToQualifiedNameList(PG_GETARG_TEXT_PP(0)));
 	const char *self = residency_self()->region;
 	char	   *loser = text_to_cstring(PG_GETARG_TEXT_PP(2));
 	Oid			types[] = {OIDOID, TEXTOID, TEXTOID, TEXTOID};
 	Datum		values[lengthof(types)];
 
 	require_rights();
-	values[0] = ObjectIdGetDatum(get_relname_relid(name->relname, get_namespace_oid(name->schemaname, true)));
+	values[0] = ObjectIdGetDatum(relation_named(PG_GETARG_TEXT_PP(0)));
 	values[1] = PG_GETARG_DATUM(1);
 	values[2] = PG_GETARG_DATUM(2);
 	values[3] = CStringGetTextDatum(self);

@@ -71,6 +71,8 @@ extern void residency_text_row(StringInfo buf, GlobalText *text,
 							   const Datum *values, const bool *nulls);
 extern void residency_text_key(StringInfo buf, GlobalText *text, const Datum *keys);
 extern bool residency_text_next(ChangeReader *reader);
+extern bool residency_text_split(ChangeReader *reader, ChangeReader *record);
+extern void residency_text_finish(ChangeReader *record);
 extern void residency_text_read_row(ChangeReader *reader, GlobalText *text,
 									Datum *values, bool *nulls);
 extern void residency_text_read_key(ChangeReader *reader, GlobalText *text,
@@ -243,8 +245,7 @@ extern void residency_target_close_all(ApplyRun *run);
 extern void residency_target_apply(ApplyRun *run, ApplyTarget *target, ChangeReader *reader);
 extern void residency_target_clear(ApplyRun *run, ApplyTarget *target);
 
-/* global_recheck.c */
-/* what happened to a row whose foreign keys are checked with the batch's last piece */
+/* global_recheck.c: rows whose foreign keys are checked with the batch's last piece */
 extern void residency_recheck_remember(Oid relid, ItemPointer old, ItemPointer new);
 extern void residency_recheck_all(void);
 extern void residency_recheck_init(void);

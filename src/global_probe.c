@@ -12,12 +12,15 @@
 #include "residency.h"
 
 #include "access/genam.h"
+#include "access/htup_details.h"
 #include "access/relscan.h"
 #include "access/table.h"
 #include "access/tableam.h"
 #include "access/xact.h"
 #include "catalog/pg_am.h"
 #include "executor/tuptable.h"
+#include "utils/builtins.h"
+#include "utils/fmgrprotos.h"
 #include "utils/lsyscache.h"
 #include "utils/snapmgr.h"
 
@@ -131,4 +134,14 @@ residency_probe_home(RowProbe *probe)
 	if (probe->slot->tts_isnull[probe->region_attno - 1])
 		return pstrdup("");
 	return OutputFunctionCall(&probe->region_out, probe->slot->tts_values[probe->region_attno - 1]);
+}
+
+/* A row as json, in the current memory context. */
+char *
+residency_row_as_json(TupleDesc desc, Datum *values, bool *nulls)
+{
+	HeapTuple	tuple = heap_form_tuple(desc, values, nulls);
+
+	return TextDatumGetCString(DirectFunctionCall1(row_to_json,
+												   heap_copy_tuple_as_datum(tuple, desc)));
 }

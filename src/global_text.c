@@ -265,23 +265,12 @@ residency_text_next(ChangeReader *reader)
 	return true;
 }
 
-/* Reads one field; a NULL is not passed to the input function, as a stored row's
- * NULL has passed its domain's checks already. */
-static Datum
-read_field(ChangeReader *reader, GlobalText *text, int column, bool *isnull)
+/* Reads a field's length and the colon behind it, and makes sure that all of it is there. */
+static int64
+read_length(ChangeReader *reader)
 {
 	int64		len = 0;
-	char	   *string;
-	Datum		value;
 
-	if (reader->next >= reader->end)
-		malformed();
-	if (*reader->next == '-')
-	{
-		reader->next++;
-		*isnull = true;
-		return (Datum) 0;
-	}
 	for (; reader->next < reader->end && *reader->next != ':'; reader->next++)
 	{
 		if (*reader->next < '0' || *reader->next > '9')
@@ -293,6 +282,61 @@ read_field(ChangeReader *reader, GlobalText *text, int column, bool *isnull)
 	if (reader->next >= reader->end || reader->end - reader->next - 1 < len)
 		malformed();
 	reader->next++;
+	return len;
+}
+
+/*
+ * Reads the next record, whatever its table is, as a stream of its own with the head read;
+ * false at the end of the stream.
+ */
+bool
+residency_text_split(ChangeReader *reader, ChangeReader *record)
+{
+	if (!residency_text_next(reader))
+		return false;
+	*record = *reader;
+	/* a head begins with a letter, a field does not */
+	while (reader->next < reader->end && (*reader->next == '-' || (*reader->next >= '0' && *reader->next <= '9')))
+	{
+		if (*reader->next == '-')
+			reader->next++;
+		else
+		{
+			int64		len = read_length(reader);
+
+			reader->next += len;
+		}
+	}
+	record->end = reader->next;
+	return true;
+}
+
+/* Throws unless all of a record has been read: the table has as many columns there. */
+void
+residency_text_finish(ChangeReader *record)
+{
+	if (record->next != record->end)
+		malformed();
+}
+
+/* Reads one field; a NULL is not passed to the input function, as a stored row's
+ * NULL has passed its domain's checks already. */
+static Datum
+read_field(ChangeReader *reader, GlobalText *text, int column, bool *isnull)
+{
+	int64		len;
+	char	   *string;
+	Datum		value;
+
+	if (reader->next >= reader->end)
+		malformed();
+	if (*reader->next == '-')
+	{
+		reader->next++;
+		*isnull = true;
+		return (Datum) 0;
+	}
+	len = read_length(reader);
 	string = palloc(len + 1);
 	memcpy(string, reader->next, len);
 	string[len] = '\0';

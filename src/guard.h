@@ -10,6 +10,9 @@
 /* name of the gateway that opened this session, NULL in a session of a client */
 extern const char *residency_session_gateway(void);
 
+/* what this server tells others with hello, to be known from a copy of it (guard_instance.c) */
+extern uint64 residency_guard_instance(void);
+
 /* installs the executor, planner and utility hooks (session role, statement ends,
  * error texts); saves and calls whatever was installed before */
 extern void residency_guard_init(void);

@@ -72,7 +72,7 @@ serves_gateway(void)
 }
 
 /*
- * SQL: residency.hello(deployment, region, version, gateway, admin).
+ * SQL: residency.hello(deployment, region, version, gateway, admin, instance).
  *
  * Marks the session and returns the key to cancel its statements.  An error aborts the
  * rest of the gateway's flight, so nothing behind it is executed in a wrong place.
@@ -117,6 +117,7 @@ residency_hello(PG_FUNCTION_ARGS)
 		ereport(FATAL,
 				(errcode(ERRCODE_CANNOT_CONNECT_NOW),
 				 errmsg("the database is needed by a statement that wants it alone")));
+	residency_guard_serve(gateway, strtoull(text_to_cstring(PG_GETARG_TEXT_PP(5)), NULL, 16));
 	strlcpy(session.gateway, gateway, sizeof(session.gateway));
 	session.admin = admin;
 	if (synchronous_commit < SYNCHRONOUS_COMMIT_ON)
@@ -388,6 +389,7 @@ session_ProcessUtility(PlannedStmt *pstmt, const char *queryString, bool readOnl
 void
 residency_guard_init(void)
 {
+	residency_guard_instance_init();
 	next_planner = planner_hook;
 	planner_hook = session_planner;
 	next_ExecutorStart = ExecutorStart_hook;

@@ -7,7 +7,8 @@
  * next to nothing.  Each region has its own view: that of two others may differ.
  *
  * While no health worker runs in a database all its regions count as up, and what does
- * not answer is found out by each statement anew.
+ * not answer is found out by each statement anew; but for the seconds from the end of one
+ * worker to the begin of the next, in which what was known holds.
  */
 #ifndef RESIDENCY_HEALTH_H
 #define RESIDENCY_HEALTH_H
@@ -26,6 +27,10 @@ typedef enum ResidencyRegionState
 
 /* state of a region; this region itself, and one that nobody watches, is up */
 extern ResidencyRegionState residency_region_state(const char *region);
+
+/* true for a region that is away but has answered the last ping: it came and went before, so
+ * more answers are wanted until it counts as back */
+extern bool residency_region_returning(const char *region);
 
 /* smoothed round-trip time in ms, < 0 if it was not measured yet */
 extern double residency_region_rtt(const char *region);

@@ -26,6 +26,7 @@
 #include "catalog/pg_foreign_server.h"
 #include "catalog/pg_inherits.h"
 #include "catalog/pg_namespace.h"
+#include "catalog/pg_type.h"
 #include "foreign/foreign.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
@@ -101,6 +102,19 @@ residency_regions_init(void)
 	CacheRegisterSyscacheCallback(FOREIGNSERVEROID, server_changed, (Datum) 0);
 }
 
+/* takes over residency.self.announced, as far as there is room */
+static void
+load_announced(ArrayType *array)
+{
+	Datum	   *items;
+	int			n;
+
+	deconstruct_array(array, INT8OID, sizeof(int64), FLOAT8PASSBYVAL, TYPALIGN_DOUBLE, &items, NULL, &n);
+	cache.self.nannounced = 0;
+	for (int i = Max(0, n - RESIDENCY_MAX_ANNOUNCED); i < n; i++)
+		cache.self.announced[cache.self.nannounced++] = DatumGetInt64(items[i]);
+}
+
 /* Reads the one row of residency.self, if init() has put it there. */
 static void
 load_self(void)
@@ -121,6 +135,7 @@ load_self(void)
 		cache.self.deployment = DatumGetInt64(heap_getattr(tuple, 3, desc, &isnull));
 		cache.self.incarnation = DatumGetInt64(heap_getattr(tuple, 4, desc, &isnull));
 		cache.self.copy = !residency_is_own_place(TextDatumGetCString(heap_getattr(tuple, 7, desc, &isnull)));
+		load_announced(DatumGetArrayTypeP(heap_getattr(tuple, 8, desc, &isnull)));
 		cache.have_self = true;
 	}
 	systable_endscan(scan);

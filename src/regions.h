@@ -15,12 +15,17 @@
 #include "nodes/pg_list.h"
 
 /* this database's own row in residency.self */
+/* incarnations of residency.self.announced that are kept in mind */
+#define RESIDENCY_MAX_ANNOUNCED 8
+
 typedef struct ResidencySelf
 {
 	char		region[NAMEDATALEN];	/* own region's name */
 	int			number;			/* 1..64, for sequences */
 	int64		deployment;		/* same in all regions of one deployment */
 	int64		incarnation;	/* 64 random bits, see residency.renew() */
+	int			nannounced;		/* incarnations whose renewal did not commit, the latest ones */
+	int64		announced[RESIDENCY_MAX_ANNOUNCED];
 	bool		copy;			/* made by copying the region's database: not to act as it */
 } ResidencySelf;
 

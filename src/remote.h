@@ -56,6 +56,13 @@ extern RemoteRegion *residency_remote_region(Oid serverid);
  */
 extern RemoteRegion *residency_remote_admin(Oid serverid, bool joined);
 
+/*
+ * Entry for a region that no catalog here knows: a newcomer whose add_region() died.  It is
+ * reached by a connection string, as whom that says, and nothing is asked of it first.  An
+ * entry made before for that name gets the new string.
+ */
+extern RemoteRegion *residency_remote_stranger(const char *name, const char *conninfo);
+
 extern const char *residency_remote_name(const RemoteRegion *region);
 extern Oid	residency_remote_serverid(const RemoteRegion *region);
 

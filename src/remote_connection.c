@@ -21,8 +21,10 @@
 #include "foreign/foreign.h"
 #include "mb/pg_wchar.h"
 #include "miscadmin.h"
+#include "nodes/makefuncs.h"
 #include "storage/fd.h"
 #include "storage/ipc.h"
+#include "storage/proc.h"
 #include "utils/builtins.h"
 #include "utils/inval.h"
 #include "utils/memutils.h"
@@ -36,7 +38,7 @@
 #define SESSION_OPTIONS \
 	"-c DateStyle=ISO -c IntervalStyle=postgres -c extra_float_digits=3 -c TimeZone=UTC " \
 	"-c lc_monetary=C -c bytea_output=hex -c cursor_tuple_fraction=1.0 " \
-	"-c client_connection_check_interval=1s " \
+	"-c client_connection_check_interval=1s -c client_min_messages=warning " \
 	"-c tcp_keepalives_idle=10 -c tcp_keepalives_interval=5 -c tcp_keepalives_count=3 " \
 	"-c tcp_user_timeout=20s"
 
@@ -82,24 +84,14 @@ mapping_options(Oid serverid, Oid userid, List **options)
 	return true;
 }
 
-/*
- * Parameters to connect to a server with the mapping of a user (InvalidOid: PUBLIC, the
- * gateway's): arrays that end in NULL, in the current memory context.  False if
- * there is no such mapping.
- */
-bool
-residency_connection_parameters(Oid serverid, Oid userid, const char ***keywords, const char ***values)
+/* our defaults and these options (DefElem): arrays that end in NULL, in the current memory context */
+static void
+make_parameters(List *options, const char ***keywords, const char ***values)
 {
-	ForeignServer *server = GetForeignServer(serverid);
-	List	   *options;
 	ListCell   *lc;
-	int			max;
+	int			max = lengthof(default_options) + list_length(options) + 4;
 	int			n = 0;
 
-	if (!mapping_options(serverid, userid, &options))
-		return false;
-	options = list_concat(list_copy(server->options), options);
-	max = lengthof(default_options) + list_length(options) + 4;
 	*keywords = palloc0(max * sizeof(char *));
 	*values = palloc0(max * sizeof(char *));
 	for (int i = 0; i < lengthof(default_options); i++)
@@ -121,6 +113,21 @@ residency_connection_parameters(Oid serverid, Oid userid, const char ***keywords
 	}
 	(*keywords)[n] = "client_encoding";
 	(*values)[n++] = GetDatabaseEncodingName();
+}
+
+/*
+ * Parameters to connect to a server with the mapping of a user (InvalidOid: PUBLIC, the
+ * gateway's), as make_parameters makes them.  False if there is no such mapping.
+ */
+bool
+residency_connection_parameters(Oid serverid, Oid userid, const char ***keywords, const char ***values)
+{
+	ForeignServer *server = GetForeignServer(serverid);
+	List	   *options;
+
+	if (!mapping_options(serverid, userid, &options))
+		return false;
+	make_parameters(list_concat(list_copy(server->options), options), keywords, values);
 	return true;
 }
 
@@ -141,11 +148,12 @@ refuse_without_mapping(RemoteRegion *region)
 			 errhint("SELECT residency.add_region(...) makes it; the gateway logs in with it.")));
 }
 
-/* true if the region has gone away since its connection was made */
+/* true if the region has gone away since its connection was made; also false when this
+ * process ends, since it could not wait for the lock behind which that is known */
 bool
 residency_connection_departed(const RemoteRegion *region)
 {
-	return region->state != REMOTE_CLOSED &&
+	return region->state != REMOTE_CLOSED && MyProc != NULL &&
 		residency_region_left(region->name) >= region->connect_start;
 }
 
@@ -180,8 +188,12 @@ residency_connection_start(RemoteRegion *region)
 
 	/* in this order: whoever goes away behind the second line has left after the first */
 	region->connect_start = GetCurrentTimestamp();
-	/* a newcomer that does not let the gateway in yet is away for the gateway only */
-	if (region->joined && residency_region_state(region->name) == RESIDENCY_AWAY)
+	/*
+	 * A newcomer that does not let the gateway in yet is away for the gateway only.  Workers speak
+	 * to who is not trusted yet because it came and went: its parts in doubt hold locks.
+	 */
+	if (region->joined && residency_region_state(region->name) == RESIDENCY_AWAY &&
+		!(residency_is_worker && residency_region_returning(region->name)))
 	{
 		residency_error_store_text(region, Max(region->base, 1),
 								   ERRCODE_SQLCLIENT_UNABLE_TO_ESTABLISH_SQLCONNECTION,
@@ -189,9 +201,13 @@ residency_connection_start(RemoteRegion *region)
 		residency_pipeline_abandon_lost(region);
 		return;
 	}
-	if (!residency_connection_parameters(region->serverid,
-										 region->admin ? region->admin_user : InvalidOid,
-										 &keywords, &values))
+	/* libpq takes a connection string apart that stands in place of a database's name */
+	if (region->conninfo != NULL)
+		make_parameters(list_make1(makeDefElem("dbname", (Node *) makeString(region->conninfo), -1)),
+						&keywords, &values);
+	else if (!residency_connection_parameters(region->serverid,
+											  region->admin ? region->admin_user : InvalidOid,
+											  &keywords, &values))
 		refuse_without_mapping(region);
 	if (!AcquireExternalFD())
 		ereport(ERROR,
@@ -199,7 +215,7 @@ residency_connection_start(RemoteRegion *region)
 				 errmsg("no file descriptor is left to connect to region \"%s\"", region->name),
 				 errhint("Raise max_files_per_process on this server.")));
 
-	region->conn = PQconnectStartParams(keywords, values, 0);
+	region->conn = PQconnectStartParams(keywords, values, region->conninfo != NULL);
 	residency_remote.wait_set_stale = true;
 	region->state = REMOTE_CONNECTING;
 	region->poll = PGRES_POLLING_WRITING;
@@ -216,6 +232,21 @@ residency_connection_start(RemoteRegion *region)
 	region->cancel_key = 0;
 	if (region->conn == NULL || PQstatus(region->conn) == CONNECTION_BAD)
 		residency_connection_poll(region);
+}
+
+/*
+ * Discards a notice.  That there was a warning is remembered with the request that is being answered,
+ * since PREPARE and COMMIT PREPARED tell in this way that their wait for a synchronous standby was
+ * cancelled.
+ */
+static void
+take_notice(void *arg, const PGresult *res)
+{
+	RemoteRegion *region = arg;
+	const char *severity = PQresultErrorField(res, PG_DIAG_SEVERITY_NONLOCALIZED);
+
+	if (severity != NULL && strcmp(severity, "WARNING") == 0 && !dlist_is_empty(&region->sent))
+		dlist_head_element(RemoteRequest, node, &region->sent)->warned = true;
 }
 
 /*
@@ -239,7 +270,7 @@ residency_connection_poll(RemoteRegion *region)
 	if (region->poll == PGRES_POLLING_OK)
 	{
 		/* notices of the home may hold values, so they end here */
-		PQsetNoticeReceiver(region->conn, (PQnoticeReceiver) residency_remote_ignore_notice, NULL);
+		PQsetNoticeReceiver(region->conn, take_notice, region);
 		if (PQsetnonblocking(region->conn, 1) != 0 || PQenterPipelineMode(region->conn) != 1)
 			region->poll = PGRES_POLLING_FAILED;
 		else
@@ -268,12 +299,6 @@ residency_connection_poll(RemoteRegion *region)
 								   psprintf("cannot connect: %s", reason), NULL);
 		residency_pipeline_abandon_lost(region);
 	}
-}
-
-/* discards a notice; see residency_connection_poll */
-void
-residency_remote_ignore_notice(void *arg, const PGresult *res)
-{
 }
 
 /*

@@ -16,6 +16,10 @@
  * databases that are regions, each with a few others.  If they ever run out the rest count
  * as up, that is, as without a health worker.  All of it dies with the server: what a
  * region has missed is told by the notes in residency.backlog, never by these states.
+ *
+ * What is known outlives the worker that found it out: a process that is terminated is soon
+ * followed by another one, and until then a region that is away stays so.  Only when
+ * none has come for ORPHAN_MS, or none may come, the regions count as up again.
  */
 #include "postgres.h"
 
@@ -27,12 +31,19 @@
 #include "storage/shmem.h"
 #include "utils/builtins.h"
 
+#include "fault.h"
 #include "remote_health_internal.h"
 
 PG_FUNCTION_INFO_V1(residency_region_states);
 
 /* all databases of the server together */
 #define HEALTH_SLOTS 1024
+
+/*
+ * How long states outlive their worker, in ms: longer than it takes to start another one, also
+ * one that makes room for DDL, and short enough for a region that nobody can watch any more.
+ */
+#define ORPHAN_MS 30000
 
 typedef struct HealthShared
 {
@@ -94,6 +105,17 @@ residency_health_init(void)
 	shmem_startup_hook = health_shmem_startup;
 }
 
+/* has the slot's worker ended, and no other one taken it over in time?  The lock is held. */
+static bool
+expired(const HealthSlot *slot)
+{
+	if (!OidIsValid(slot->database) || slot->orphaned == 0)
+		return false;
+	/* a worker that was terminated while workers were switched off could not tell */
+	return (!residency_workers && slot->database == MyDatabaseId) ||
+		TimestampDifferenceExceeds(slot->orphaned, GetCurrentTimestamp(), ORPHAN_MS);
+}
+
 /* slot of a region of this database, NULL if nobody watches it; the lock is held */
 static HealthSlot *
 find_slot(const char *region)
@@ -103,7 +125,7 @@ find_slot(const char *region)
 		HealthSlot *slot = &shared->slots[i];
 
 		if (slot->database == MyDatabaseId && strcmp(slot->region, region) == 0)
-			return slot;
+			return expired(slot) ? NULL : slot;
 	}
 	return NULL;
 }
@@ -123,6 +145,23 @@ residency_region_state(const char *region)
 		state = pg_atomic_read_u32(&slot->state);
 	LWLockRelease(shared->lock);
 	return state;
+}
+
+/* is a region away, and answers all the same?  See health.h */
+bool
+residency_region_returning(const char *region)
+{
+	bool		returning = false;
+	HealthSlot *slot;
+
+	if (shared == NULL || shared->used == 0)
+		return false;
+	LWLockAcquire(shared->lock, LW_SHARED);
+	slot = find_slot(region);
+	if (slot != NULL)
+		returning = pg_atomic_read_u32(&slot->state) == RESIDENCY_AWAY && slot->problem[0] == '\0';
+	LWLockRelease(shared->lock);
+	return returning;
 }
 
 /* smoothed round-trip time in ms, < 0 if it is not known */
@@ -185,6 +224,7 @@ residency_health_change(HealthSlot *slot, ResidencyRegionState from, ResidencyRe
 
 	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
 	done = pg_atomic_compare_exchange_u32(&slot->state, &expected, to);
+	RESIDENCY_FAULT(health_changes);
 	if (done)
 	{
 		slot->since = GetCurrentTimestamp();
@@ -223,8 +263,9 @@ residency_health_flip_up(const char *region)
 }
 
 /*
- * Slot for a region of this database, in the state given unless there is one already.  NULL
- * if all are taken: then nobody watches the region.
+ * Slot for a region of this database, in the state given unless there is one already: a
+ * worker goes on with what the one before it knew.  NULL if all are taken: then nobody
+ * watches the region.
  */
 HealthSlot *
 residency_health_claim(const char *region, ResidencyRegionState state)
@@ -232,7 +273,13 @@ residency_health_claim(const char *region, ResidencyRegionState state)
 	HealthSlot *slot;
 
 	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+	/* also those of databases that are no more */
+	for (int i = 0; i < shared->used; i++)
+		if (expired(&shared->slots[i]))
+			shared->slots[i].database = InvalidOid;
 	slot = find_slot(region);
+	if (slot != NULL)
+		slot->orphaned = 0;
 	for (int i = 0; i < HEALTH_SLOTS && slot == NULL; i++)
 	{
 		if (OidIsValid(shared->slots[i].database))
@@ -245,6 +292,7 @@ residency_health_claim(const char *region, ResidencyRegionState state)
 		pg_atomic_write_u32(&slot->rtt, 0);
 		pg_atomic_write_u64(&slot->heard, 0);
 		slot->since = GetCurrentTimestamp();
+		slot->orphaned = 0;
 		pg_atomic_write_u64(&slot->left, state == RESIDENCY_AWAY ? (uint64) slot->since : 0);
 		slot->met = false;
 		slot->problem[0] = '\0';
@@ -272,6 +320,17 @@ residency_health_release_all(void)
 	for (int i = 0; i < shared->used; i++)
 		if (shared->slots[i].database == MyDatabaseId)
 			shared->slots[i].database = InvalidOid;
+	LWLockRelease(shared->lock);
+}
+
+/* leaves all slots of this database to the next worker: nobody watches its regions for now */
+void
+residency_health_orphan_all(void)
+{
+	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+	for (int i = 0; i < shared->used; i++)
+		if (shared->slots[i].database == MyDatabaseId && shared->slots[i].orphaned == 0)
+			shared->slots[i].orphaned = GetCurrentTimestamp();
 	LWLockRelease(shared->lock);
 }
 
@@ -321,7 +380,7 @@ residency_region_states(PG_FUNCTION_ARGS)
 	copies = palloc(RESIDENCY_MAX_REGIONS * sizeof(HealthSlot));
 	LWLockAcquire(shared->lock, LW_SHARED);
 	for (int i = 0; i < shared->used && n < RESIDENCY_MAX_REGIONS; i++)
-		if (shared->slots[i].database == MyDatabaseId)
+		if (shared->slots[i].database == MyDatabaseId && !expired(&shared->slots[i]))
 			copies[n++] = shared->slots[i];
 	LWLockRelease(shared->lock);
 	for (int i = 0; i < n; i++)

@@ -7,6 +7,7 @@
 
 #include "health.h"
 
+#include "lib/stringinfo.h"
 #include "libpq-fe.h"
 #include "port/atomics.h"
 #include "utils/timestamp.h"
@@ -17,8 +18,8 @@
 /*
  * One watched region of one database, in shared memory.  The worker of that database
  * claims it, is the only one to change it (but for "heard" and "pause", and for the flip from
- * catching up to up), and gives it back.  Slots never move.  The lock guards who owns a slot and the
- * fields that are no atomics.
+ * catching up to up), and gives it back, or leaves it to its successor.  Slots never move.  The lock
+ * guards who owns a slot and the fields that are no atomics.
  */
 typedef struct HealthSlot
 {
@@ -31,6 +32,7 @@ typedef struct HealthSlot
 	pg_atomic_uint32 pause;		/* ms until the next one, as it said */
 	bool		met;			/* has answered hello, so it runs our version */
 	TimestampTz since;			/* when the state began */
+	TimestampTz orphaned;		/* when its worker ended; 0: it runs, or the state was set by hand */
 	char		problem[HEALTH_PROBLEM];	/* why it does not answer, "" if it does */
 } HealthSlot;
 
@@ -38,6 +40,7 @@ typedef struct HealthSlot
 extern HealthSlot *residency_health_claim(const char *region, ResidencyRegionState state);
 extern void residency_health_release(HealthSlot *slot);
 extern void residency_health_release_all(void);
+extern void residency_health_orphan_all(void);
 extern bool residency_health_change(HealthSlot *slot, ResidencyRegionState from, ResidencyRegionState to);
 extern void residency_health_heard(const char *gateway, TimestampTz when, uint32 pause);
 extern void residency_health_describe(HealthSlot *slot, bool met, const char *problem);
@@ -45,13 +48,14 @@ extern void residency_health_describe(HealthSlot *slot, bool met, const char *pr
 /*
  * What goes on between the worker and one region.  Times are those of this server.
  *
- *		CLOSED --connect--> CONNECTING --> ASKING (hello) --> RESTING <--> ASKING (ping)
- *		   ^                                                                  |
- *		   '------- lost, refused, or too long without an answer -------------'
+ *		CLOSED --> LOOKING --> CONNECTING --> ASKING (hello) --> RESTING <--> ASKING (ping)
+ *		   ^     (for names)                                                     |
+ *		   '------- lost, refused, or too long without an answer ----------------'
  */
 typedef enum ProbePhase
 {
 	PROBE_CLOSED,
+	PROBE_LOOKING,				/* a resolver is asked where the region is */
 	PROBE_CONNECTING,
 	PROBE_ASKING,
 	PROBE_RESTING
@@ -66,6 +70,15 @@ typedef struct Probe
 	const char **values;
 	bool		seen;			/* still a region at the last look into the catalog */
 
+	/* remote_health_address.c */
+	char	   *hosts;			/* lists of what the host names stand for; NULL: not known */
+	char	   *addresses;
+	char	   *ports;
+	pid_t		child;			/* process that looks them up, 0: none */
+	int			pipe;			/* what it tells */
+	StringInfoData found;		/* what it has told; data NULL: none runs */
+	bool		hasty;			/* at the next attempt the resolver is given little time */
+
 	ProbePhase	phase;
 	PGconn	   *conn;
 	PostgresPollingStatusType poll; /* CONNECTING: what to wait for */
@@ -74,7 +87,8 @@ typedef struct Probe
 	TimestampTz asked;			/* when the phase began that waits for the region */
 	TimestampTz due;			/* CLOSED, RESTING: when to act next */
 
-	TimestampTz answered;		/* last sign that the region is there */
+	TimestampTz answered;		/* last sign that the region is there, moved on by what is excused */
+	long		excused;		/* ms of this silence that were excused while it was connected to */
 	bool		ever;			/* it has answered since the worker began */
 	int			good;			/* pings answered in a row */
 	double		rtt;			/* smoothed, in ms; < 0: not measured */
@@ -88,11 +102,22 @@ typedef struct Probe
 /* remote_health_gateway.c */
 extern void residency_health_dismiss(HealthSlot *slot, long patience);
 
+/* remote_health_address.c */
+extern bool residency_health_address_has_names(const Probe *probe);
+extern bool residency_health_address_start(Probe *probe);
+extern bool residency_health_address_read(Probe *probe, char *problem);
+extern void residency_health_address_stop(Probe *probe);
+extern PGconn *residency_health_address_connect(Probe *probe);
+extern void residency_health_address_forget(Probe *probe);
+
 /* remote_health_probe.c */
 extern void residency_health_probe_step(Probe *probe, const char *const *hello, TimestampTz now);
+extern void residency_health_probe_expire(Probe *probe, TimestampTz now);
+extern void residency_health_probe_excuse(Probe *probe, TimestampTz since, TimestampTz now);
+extern bool residency_health_probe_silent(const Probe *probe, TimestampTz now);
 extern void residency_health_probe_readable(Probe *probe, TimestampTz now);
 extern void residency_health_probe_close(Probe *probe);
-extern int	residency_health_probe_events(const Probe *probe);
+extern int	residency_health_probe_events(const Probe *probe, pgsocket *socket);
 extern long residency_health_probe_patience(const Probe *probe);
 extern long residency_health_probe_pause(const Probe *probe);
 

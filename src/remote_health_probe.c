@@ -13,11 +13,16 @@
  *
  * Only "too many connections" is an answer, though nobody can connect: the server is
  * there, and those who are connected go on.
+ *
+ * A region is silent when it owes an answer.  The worker may come late to ask, because it waited for
+ * the catalog: that is the worker's fault, and excused.  But an answer that was owed meanwhile would have been there when the worker came back;
+ * so sockets are read before anybody is judged, and what is not there then counts in full.
  */
 #include "postgres.h"
 
 #include "storage/fd.h"
 
+#include "guard.h"
 #include "remote_health_internal.h"
 
 /* pings: not more often, not less often, in ms */
@@ -27,8 +32,17 @@
 /* longest time to connect, in ms, unless the patience is greater */
 #define CONNECT_MS 3000
 
+/*
+ * longest time that a resolver is given, in ms.  If addresses are known already, each other attempt
+ * gives it only a part of the patience and goes on with these.
+ */
+#define LOOKING_MS 15000
+
 /* longest delay that counts against the region before it was measured, in ms */
 #define FIRST_ANSWER_MS 3000
+
+/* longest first round-trip time that is believed, in ms: perhaps the worker just came late to read */
+#define FIRST_RTT_MS 1000
 
 /*
  * ms without an answer after which the region is away.  Not less than it takes to connect
@@ -58,6 +72,7 @@ residency_health_probe_close(Probe *probe)
 		PQfinish(probe->conn);
 		ReleaseExternalFD();
 	}
+	residency_health_address_stop(probe);
 	probe->conn = NULL;
 	probe->phase = PROBE_CLOSED;
 	probe->greeted = false;
@@ -88,7 +103,10 @@ give_up(Probe *probe, const char *reason, TimestampTz now)
 	char	   *end;
 
 	if (strncmp(state, "53300", 5) == 0)
+	{
 		probe->answered = now;
+		probe->excused = 0;
+	}
 	strlcpy(probe->problem, reason, sizeof(probe->problem));
 	end = strstr(probe->problem, "\nLOCATION:");
 	if (end != NULL)
@@ -104,33 +122,57 @@ give_up(Probe *probe, const char *reason, TimestampTz now)
 	probe->due = TimestampTzPlusMilliseconds(now, residency_health_probe_pause(probe));
 }
 
-/* begins to connect */
+/* begins to connect; the addresses are known, or need not be */
 static void
 start_connecting(Probe *probe, TimestampTz now)
 {
-	if (probe->keywords == NULL)
-	{
-		give_up(probe, "there is no user mapping for PUBLIC to log in with", now);
-		return;
-	}
 	if (!AcquireExternalFD())
 	{
 		give_up(probe, "this server has no file descriptor left", now);
 		return;
 	}
-	probe->conn = PQconnectStartParams(probe->keywords, probe->values, 0);
-	probe->phase = PROBE_CONNECTING;
-	probe->asked = now;
-	probe->poll = PGRES_POLLING_WRITING;
+	probe->conn = residency_health_address_connect(probe);
 	if (probe->conn == NULL)
 	{
 		ReleaseExternalFD();
 		give_up(probe, "out of memory", now);
 		return;
 	}
+	probe->phase = PROBE_CONNECTING;
+	probe->asked = now;
+	probe->poll = PGRES_POLLING_WRITING;
 	PQsetErrorVerbosity(probe->conn, PQERRORS_VERBOSE);
 	if (PQstatus(probe->conn) == CONNECTION_BAD)
 		give_up(probe, PQerrorMessage(probe->conn), now);
+}
+
+/* begins to look for the region */
+static void
+start_looking(Probe *probe, TimestampTz now)
+{
+	if (probe->keywords == NULL)
+		give_up(probe, "there is no user mapping for PUBLIC to log in with", now);
+	else if (!residency_health_address_has_names(probe))
+		start_connecting(probe, now);
+	else if (residency_health_address_start(probe))
+	{
+		probe->phase = PROBE_LOOKING;
+		probe->asked = now;
+		probe->hasty = !probe->hasty && probe->hosts != NULL;
+	}
+	else
+		give_up(probe, "no process could be started to look up its host name", now);
+}
+
+/* the resolver has said all that it will; without any address there is no way to the region */
+static void
+end_looking(Probe *probe, const char *problem, TimestampTz now)
+{
+	residency_health_address_stop(probe);
+	if (probe->hosts != NULL)
+		start_connecting(probe, now);
+	else
+		give_up(probe, problem, now);
 }
 
 /* sends a question; its answer will come */
@@ -157,14 +199,17 @@ ignore_notice(void *arg, const PGresult *res)
 static void
 greet(Probe *probe, const char *const *hello, TimestampTz now)
 {
-	const char *values[5] = {hello[0], probe->region, RESIDENCY_VERSION, hello[1], "f"};
+	char		instance[32];
+	const char *values[6] = {hello[0], probe->region, RESIDENCY_VERSION, hello[1], "f", instance};
 
+	snprintf(instance, sizeof(instance), "%016llx", (unsigned long long) residency_guard_instance());
 	PQsetNoticeReceiver(probe->conn, ignore_notice, NULL);
 	if (PQsetnonblocking(probe->conn, 1) != 0)
 		give_up(probe, PQerrorMessage(probe->conn), now);
 	else
 		ask(probe, "SELECT residency.hello($1::pg_catalog.int8, $2::pg_catalog.text, "
-			"$3::pg_catalog.text, $4::pg_catalog.text, $5::pg_catalog.bool)", 5, values, now);
+			"$3::pg_catalog.text, $4::pg_catalog.text, $5::pg_catalog.bool, $6::pg_catalog.text)",
+			lengthof(values), values, now);
 }
 
 /*
@@ -177,7 +222,7 @@ measure(Probe *probe, TimestampTz now)
 	double		sample = (now - probe->asked) / 1000.0;
 
 	if (probe->rtt < 0)
-		probe->rtt = sample;
+		probe->rtt = Min(sample, FIRST_RTT_MS);
 	else
 		probe->rtt += (Min(sample, 2 * probe->rtt + 5) - probe->rtt) / 8;
 	if (probe->slot != NULL)
@@ -207,6 +252,7 @@ take_answer(Probe *probe, PGresult *res, TimestampTz now)
 		measure(probe, now);
 		probe->ever = true;
 		probe->answered = now;
+		probe->excused = 0;
 		probe->good++;
 		probe->problem[0] = '\0';
 		probe->due = TimestampTzPlusMilliseconds(probe->asked, residency_health_probe_pause(probe));
@@ -219,6 +265,14 @@ take_answer(Probe *probe, PGresult *res, TimestampTz now)
 void
 residency_health_probe_readable(Probe *probe, TimestampTz now)
 {
+	char		problem[HEALTH_PROBLEM];
+
+	if (probe->phase == PROBE_LOOKING)
+	{
+		if (residency_health_address_read(probe, problem))
+			end_looking(probe, problem, now);
+		return;
+	}
 	if (probe->phase == PROBE_CONNECTING)
 	{
 		probe->poll = PQconnectPoll(probe->conn);
@@ -252,43 +306,93 @@ residency_health_probe_readable(Probe *probe, TimestampTz now)
 	}
 }
 
-/*
- * Does what has become due: connects, asks, or gives up on an answer that takes too long.
- * "hello" is deployment and own region.
- */
+/* Does what has become due: looks for the region, greets it, or asks.  "hello" is deployment and own region. */
 void
 residency_health_probe_step(Probe *probe, const char *const *hello, TimestampTz now)
 {
-	long		waited = TimestampDifferenceMilliseconds(probe->asked, now);
 	char		pause[32];
 	const char *values[1] = {pause};
 
 	if (probe->phase == PROBE_CLOSED && now >= probe->due)
-		start_connecting(probe, now);
-	if (probe->phase == PROBE_CONNECTING)
-	{
-		if (probe->poll == PGRES_POLLING_OK)
-			greet(probe, hello, now);
-		else if (waited > Max(CONNECT_MS, residency_health_probe_patience(probe) / 2))
-			give_up(probe, "time-out while connecting", now);
-	}
+		start_looking(probe, now);
+	else if (probe->phase == PROBE_CONNECTING && probe->poll == PGRES_POLLING_OK)
+		greet(probe, hello, now);
 	if (probe->phase == PROBE_RESTING && now >= probe->due)
 	{
 		snprintf(pause, sizeof(pause), "%ld", residency_health_probe_pause(probe));
 		ask(probe, "SELECT residency.ping($1::pg_catalog.int4)", 1, values, now);
 	}
-	/* perhaps just this connection is dead: a new one gets a chance before the region is given up */
-	if (probe->phase == PROBE_ASKING &&
-		waited > (probe->greeted ? residency_health_probe_patience(probe) / 2 : CONNECT_MS))
-		give_up(probe, "no answer", now);
 }
 
-/* what to wait for on the probe's socket: events of a wait set, 0 for none */
-int
-residency_health_probe_events(const Probe *probe)
+/* gives up on an answer that takes too long; to be called when the socket was read just now */
+void
+residency_health_probe_expire(Probe *probe, TimestampTz now)
 {
+	long		waited = TimestampDifferenceMilliseconds(probe->asked, now);
+	long		patience = residency_health_probe_patience(probe);
+
+	/*
+	 * Perhaps just this connection is dead: a new one gets a chance before the region is given up.  At
+	 * once, or a region that answers again for a moment would find no question to answer.
+	 */
+	if (probe->phase == PROBE_ASKING && waited > (probe->greeted ? patience / 2 : CONNECT_MS))
+	{
+		give_up(probe, "no answer", now);
+		probe->due = now;
+	}
+	else if (probe->phase == PROBE_CONNECTING && probe->poll != PGRES_POLLING_OK &&
+			 waited > Max(CONNECT_MS, patience / 2))
+		give_up(probe, "time-out while connecting", now);
+	else if (probe->phase == PROBE_LOOKING && waited > (probe->hasty ? patience / 4 : LOOKING_MS))
+		end_looking(probe, "no answer about its host name", now);
+}
+
+/*
+ * The worker was busy with something else since then, so it asked nobody and read nothing.  A
+ * region whose question is due gets that time back; one that is connected to waits for our next
+ * step as well, but gets back no more than its patience in each silence, or a lock that is
+ * waited for again and again would hide it; one that was asked has answered, or is silent.
+ */
+void
+residency_health_probe_excuse(Probe *probe, TimestampTz since, TimestampTz now)
+{
+	long		late;
+
+	if (probe->phase == PROBE_ASKING || probe->phase == PROBE_LOOKING)
+		return;
+	if (probe->phase != PROBE_CONNECTING)
+		since = Max(since, probe->due);
+	late = TimestampDifferenceMilliseconds(since, now);
+	if (probe->phase == PROBE_CONNECTING)
+		probe->asked = Min(TimestampTzPlusMilliseconds(probe->asked, late), now);
+	if (probe->phase != PROBE_RESTING)
+	{
+		late = Max(Min(late, residency_health_probe_patience(probe) - probe->excused), 0);
+		probe->excused += late;
+	}
+	probe->answered = Min(TimestampTzPlusMilliseconds(probe->answered, late), now);
+}
+
+/* has the region owed an answer for too long?  To be asked when its socket was read just now. */
+bool
+residency_health_probe_silent(const Probe *probe, TimestampTz now)
+{
+	return probe->phase != PROBE_RESTING &&
+		TimestampDifferenceMilliseconds(probe->answered, now) > residency_health_probe_patience(probe);
+}
+
+/* what to wait for: events of a wait set, 0 for none, on a socket or pipe */
+int
+residency_health_probe_events(const Probe *probe, pgsocket *socket)
+{
+	if (probe->phase == PROBE_LOOKING)
+	{
+		*socket = probe->pipe;
+		return WL_SOCKET_READABLE;
+	}
 	if (probe->conn == NULL || PQsocket(probe->conn) < 0)
 		return 0;
+	*socket = PQsocket(probe->conn);
 	if (probe->phase == PROBE_CONNECTING)
 	{
 		if (probe->poll == PGRES_POLLING_OK)

@@ -12,8 +12,10 @@
  * goes away again within FLAP_MS of its return the number doubles, up to a bound.
  *
  * The catalog is looked into once a second, in a short transaction; all the rest happens
- * outside of any.  The worker's end gives all slots back, so that regions count as up when
- * nobody watches them.
+ * outside of any.
+ *
+ * When workers are switched off, or the database is no region any more, the slots are given back, so
+ * that regions count as up.  A worker that ends otherwise leaves them to its successor.
  */
 #include "postgres.h"
 
@@ -26,6 +28,7 @@
 #include "storage/ipc.h"
 #include "storage/latch.h"
 #include "utils/builtins.h"
+#include "utils/guc.h"
 #include "utils/memutils.h"
 
 #include "regions.h"
@@ -40,26 +43,31 @@
 /* a region that goes away again so soon after its return is flapping */
 #define FLAP_MS 60000
 
-/* how often the catalog is looked into */
+/* how often the catalog is looked into, and the pause after a look that took long, as a multiple of it */
 #define LOOK_MS 1000
+#define LOOK_PAUSE 3
+
+/* longest wait for a lock in it, in ms */
+#define LOOK_LOCK_TIMEOUT "500"
 
 /* all state of the worker; memory lives as long as the process */
 static struct
 {
 	MemoryContext context;
+	MemoryContext scratch;		/* for one turn of the loop */
 	Probe	   *probes[RESIDENCY_MAX_REGIONS];
 	int			n;
 	char		deployment[32];
 	char		self[NAMEDATALEN];
 } worker;
 
-/* before_shmem_exit: nobody watches the regions any more */
+/* before_shmem_exit: nobody watches the regions for now */
 static void
 stop_watching(int code, Datum arg)
 {
 	for (int i = 0; i < worker.n; i++)
 		residency_health_probe_close(worker.probes[i]);
-	residency_health_release_all();
+	residency_health_orphan_all();
 }
 
 /* true if this region holds notes of what the other one has missed */
@@ -100,6 +108,9 @@ find_probe(const char *region)
 	probe->answered = GetCurrentTimestamp();
 	probe->slot = residency_health_claim(region, has_notes(region) ?
 										 RESIDENCY_CATCHING_UP : RESIDENCY_UP);
+	/* what the worker before us has said holds until we know better */
+	if (probe->slot != NULL)
+		strlcpy(probe->problem, probe->slot->problem, sizeof(probe->problem));
 	worker.probes[worker.n++] = probe;
 	return probe;
 }
@@ -160,6 +171,7 @@ set_parameters(Probe *probe, Oid serverid)
 	if (same_strings(keywords, probe->keywords) && same_strings(values, probe->values))
 		return;
 	residency_health_probe_close(probe);
+	residency_health_address_forget(probe);
 	probe->due = 0;
 	/* what was there before stays until the process ends: it changes once in a blue moon */
 	old = MemoryContextSwitchTo(probe->context);
@@ -235,7 +247,7 @@ come_back(Probe *probe, TimestampTz now)
 	residency_worker_wake(RESIDENCY_WORKER_CATCH_UP);
 	probe->returned = now;
 	ereport(LOG,
-			(errmsg("region \"%s\" is back", probe->region)));
+			(errmsg("region \"%s\" is back: %d answers in a row", probe->region, probe->good)));
 }
 
 /* moves the region's state on, if it is time */
@@ -248,7 +260,7 @@ judge(Probe *probe, TimestampTz now)
 	if (probe->slot == NULL)
 		return;
 	state = pg_atomic_read_u32(&probe->slot->state);
-	silent = TimestampDifferenceMilliseconds(probe->answered, now) > residency_health_probe_patience(probe);
+	silent = residency_health_probe_silent(probe, now);
 	if (state != RESIDENCY_AWAY)
 	{
 		if (silent && residency_health_change(probe->slot, state, RESIDENCY_AWAY))
@@ -285,39 +297,49 @@ next_due(TimestampTz now, TimestampTz look)
 	return Max(timeout, 1);
 }
 
-/* waits for the latch, any socket, or the time; reads what has come */
+/*
+ * Waits for the latch, any socket, or the time; reads all that has come.  A latch that is set
+ * hides the sockets from a wait, so they are looked at once more.
+ */
 static void
 wait_for_answers(long timeout)
 {
 	WaitEvent	events[RESIDENCY_MAX_REGIONS + 2];
 	WaitEventSet *set = compat_create_wait_event_set(worker.context, RESIDENCY_MAX_REGIONS + 2);
 	TimestampTz now;
+	bool		woken;
 	int			n;
 
 	AddWaitEventToSet(set, WL_LATCH_SET, PGINVALID_SOCKET, MyLatch, NULL);
 	AddWaitEventToSet(set, WL_EXIT_ON_PM_DEATH, PGINVALID_SOCKET, NULL, NULL);
 	for (int i = 0; i < worker.n; i++)
 	{
-		int			wanted = residency_health_probe_events(worker.probes[i]);
+		pgsocket	socket;
+		int			wanted = residency_health_probe_events(worker.probes[i], &socket);
 
 		if (wanted != 0)
-			AddWaitEventToSet(set, wanted, PQsocket(worker.probes[i]->conn), NULL, worker.probes[i]);
+			AddWaitEventToSet(set, wanted, socket, NULL, worker.probes[i]);
 	}
-	n = WaitEventSetWait(set, timeout, events, lengthof(events), PG_WAIT_EXTENSION);
+	do
+	{
+		woken = false;
+		n = WaitEventSetWait(set, timeout, events, lengthof(events), PG_WAIT_EXTENSION);
+		for (int i = 0; i < n; i++)
+			woken |= (events[i].events & WL_LATCH_SET) != 0;
+		if (woken)
+			ResetLatch(MyLatch);
+		timeout = 0;
+	} while (woken);
 	FreeWaitEventSet(set);
 	now = GetCurrentTimestamp();
 	for (int i = 0; i < n; i++)
-	{
-		if (events[i].events & WL_LATCH_SET)
-			ResetLatch(MyLatch);
-		else if (events[i].user_data != NULL)
+		if (events[i].user_data != NULL)
 			residency_health_probe_readable(events[i].user_data, now);
-	}
 }
 
 /*
- * This process came late by so many ms: it was stopped, the machine was asleep, or the catalog was
- * locked.  Regions could not be heard meanwhile, which is not their fault.
+ * This process was woken so many ms too late: it was stopped, or the machine was asleep.  Regions
+ * could not be heard meanwhile, which is not their fault.
  */
 static void
 forgive(long late, TimestampTz now)
@@ -355,34 +377,52 @@ void
 residency_health_main(void)
 {
 	TimestampTz look = 0;
-	TimestampTz expected = GetCurrentTimestamp();
 	bool		leave = false;
 
 	worker.context = AllocSetContextCreate(TopMemoryContext, "residency health", ALLOCSET_DEFAULT_SIZES);
+	worker.scratch = AllocSetContextCreate(worker.context, "residency health turn", ALLOCSET_DEFAULT_SIZES);
 	before_shmem_exit(stop_watching, (Datum) 0);
+	/* while it waits for a lock nobody is asked, and others take this gateway for a silent one */
+	SetConfigOption("lock_timeout", LOOK_LOCK_TIMEOUT, PGC_SUSET, PGC_S_OVERRIDE);
 	while (!leave)
 	{
 		const char *hello[2] = {worker.deployment, worker.self};
-		TimestampTz now = GetCurrentTimestamp();
+		TimestampTz start = GetCurrentTimestamp();
+		TimestampTz now = start;
 		long		timeout;
 
 		if (now >= look)
 		{
 			(void) residency_worker_try(look_around, NULL);
 			now = GetCurrentTimestamp();
-			look = TimestampTzPlusMilliseconds(now, LOOK_MS);
+			look = TimestampTzPlusMilliseconds(now, Max(LOOK_MS, LOOK_PAUSE *
+														TimestampDifferenceMilliseconds(start, now)));
 		}
-		forgive(TimestampDifferenceMilliseconds(expected, now), now);
+		MemoryContextSwitchTo(worker.scratch);
+		MemoryContextReset(worker.scratch);
 		heed_setting(now);
 		for (int i = 0; i < worker.n; i++)
 		{
+			residency_health_probe_excuse(worker.probes[i], start, now);
 			residency_health_probe_step(worker.probes[i], hello, now);
+		}
+
+		timeout = next_due(now, look);
+		wait_for_answers(timeout);
+
+		/* what has come is read: now everybody can be judged */
+		start = TimestampTzPlusMilliseconds(now, timeout);
+		now = GetCurrentTimestamp();
+		forgive(TimestampDifferenceMilliseconds(start, now), now);
+		for (int i = 0; i < worker.n; i++)
+		{
+			residency_health_probe_expire(worker.probes[i], now);
 			judge(worker.probes[i], now);
 			describe(worker.probes[i]);
 		}
-		timeout = next_due(now, look);
-		expected = TimestampTzPlusMilliseconds(now, timeout);
-		wait_for_answers(timeout);
 		(void) residency_worker_wanted(&leave);
 	}
+	/* who was terminated is followed by another one; otherwise nobody comes */
+	if (!ProcDiePending)
+		residency_health_release_all();
 }

@@ -18,6 +18,7 @@
 
 #include "border.h"
 #include "remote.h"
+#include "remote_error.h"
 
 #include "storage/latch.h"
 #include "utils/hsearch.h"
@@ -41,22 +42,6 @@ typedef enum RemoteKind
 	REMOTE_KIND_SYNC			/* end of a flight */
 } RemoteKind;
 
-/*
- * An error of a region, kept until it can be thrown in the right statement.  Of fixed
- * size, because it may be stored after the commit record, where nothing may fail.
- */
-typedef struct RemoteError
-{
-	int			sqlstate;
-	char		message[512];
-	char		hint[256];		/* "" if none; so all that follow */
-	char		schema[NAMEDATALEN];
-	char		table[NAMEDATALEN];
-	char		column[NAMEDATALEN];
-	char		datatype[NAMEDATALEN];
-	char		constraint[NAMEDATALEN];
-} RemoteError;
-
 struct RemoteRequest
 {
 	dlist_node	node;			/* in region->queued or region->sent, until answered */
@@ -71,7 +56,7 @@ struct RemoteRequest
 	int			nparams;
 	const char *const *values;
 	Size		bytes;			/* payload, counts into region->inflight */
-	const char *statement;		/* PARSE: name of the prepared statement */
+	const char *statement;		/* PARSE: name of the prepared statement; APPLY: gid */
 	uint64		xid;			/* APPLY: the local transaction that it applies */
 	uint64		trip;			/* round trips that have been awaited when its answer is */
 	BorderAccount *account;		/* where its traffic is put down */
@@ -81,11 +66,14 @@ struct RemoteRequest
 	bool		released;		/* caller is done: free when answered */
 	bool		abandoned;		/* its (sub)transaction is gone: its error concerns nobody */
 	bool		failed;			/* answered by an error, or not executed because of one */
+	bool		warned;			/* a warning came with the answer */
 	bool		lost;			/* the connection went away before the answer */
 	PGresult   *result;
 };
 
 #define REMOTE_FINISHED_MAX 64
+#define REMOTE_UNAPPLIED_MAX 16
+#define REMOTE_GID_LENGTH 100
 
 struct RemoteRegion
 {
@@ -94,6 +82,7 @@ struct RemoteRegion
 	bool		admin;			/* connection made with the current user's own mapping */
 	bool		joined;			/* hello is sent first */
 	Oid			admin_user;		/* admin: local user whose mapping it is */
+	char	   *conninfo;		/* how to connect if no catalog knows the region, else NULL */
 	char		name[NAMEDATALEN];
 
 	/* connection */
@@ -145,13 +134,16 @@ struct RemoteRegion
 	uint64		last_statement; /* number of the last statement sent, in this backend */
 
 	/* commit protocol, see commit_protocol.c */
-	char		gid[200];		/* "" unless PREPARE was sent */
-	char		cancelled_gid[200];	/* part whose ROLLBACK PREPARED a cancel request may have hit */
+	char		unapplied[REMOTE_UNAPPLIED_MAX][REMOTE_GID_LENGTH]; /* COMMIT PREPARED that was lost */
+	int			nunapplied;
+	char		gid[REMOTE_GID_LENGTH]; /* "" unless PREPARE was sent */
+	char		cancelled_gid[REMOTE_GID_LENGTH];	/* part whose ROLLBACK PREPARED a cancel request may have hit */
 	RemoteRequest *decision;	/* answer to COMMIT, PREPARE or COMMIT PREPARED that is awaited */
 	RemoteRequest *apply;		/* COMMIT PREPARED, made in PRE_COMMIT, in no list yet */
 	RemoteRequest *spare_sync;	/* the sync behind it, made there too */
-	uint64		finished[REMOTE_FINISHED_MAX];	/* own transactions applied everywhere */
-	int			nfinished;		/* that this region need not remember any longer */
+	uint64		finished[REMOTE_FINISHED_MAX];	/* own transactions that are applied everywhere */
+	int			nfinished;
+	int			forgetting;		/* of these, how many the current transaction tells it */
 };
 
 /* all state of this part in this backend */
@@ -179,7 +171,6 @@ extern void residency_connection_close(RemoteRegion *region);
 extern bool residency_connection_departed(const RemoteRegion *region);
 extern bool residency_connection_drop_departed(RemoteRegion *region);
 extern void residency_connection_init(void);
-extern void residency_remote_ignore_notice(void *arg, const PGresult *res);
 
 /* remote_cancel.c */
 extern void residency_cancel_start(RemoteRegion *region);

@@ -19,6 +19,8 @@
 #include "common/hashfn.h"
 #include "utils/memutils.h"
 
+#include "worker.h"
+
 /* statements kept prepared on one connection; beyond it texts are sent each time */
 #define MAX_NAMED_STATEMENTS 200
 
@@ -100,7 +102,7 @@ finish_request(RemoteRequest *req)
 	req->answered = true;
 	residency_traffic_answered(req);
 	if (req->kind == REMOTE_KIND_APPLY)
-		residency_commit_applied(region, req->xid, !req->failed);
+		residency_commit_applied(region, req->xid, !req->failed && !req->warned);
 	if (req->released)
 		free_request(req);
 }
@@ -240,11 +242,34 @@ residency_pipeline_quiet(RemoteRegion *region, const char *sql)
 	residency_pipeline_enqueue(region, req);
 }
 
+/*
+ * Repeats what the connection before was told last, ahead of everything else.  Most of the time
+ * it, or the resolver, was faster: then there is no such part any more.  No hello is needed, since no other
+ * place has a part of that name.
+ */
+static void
+push_unapplied(RemoteRegion *region)
+{
+	for (int i = 0; i < region->nunapplied; i++)
+	{
+		RemoteRequest *req = residency_pipeline_make(region, REMOTE_KIND_CONTROL,
+													 psprintf("COMMIT PREPARED '%s'", region->unapplied[i]),
+													 0, NULL, 0, -1);
+
+		req->abandoned = true;
+		req->transaction = 0;	/* of none that a new connection would repeat */
+		push_request(region, req);
+		residency_pipeline_sync(region);
+	}
+	region->nunapplied = 0;
+}
+
 /* the connection stands: hands over all that has waited for it, as one flight */
 void
 residency_pipeline_push_queued(RemoteRegion *region)
 {
 	residency_traffic_connected(region);
+	push_unapplied(region);
 	while (!dlist_is_empty(&region->queued))
 		push_request(region, dlist_container(RemoteRequest, node, dlist_pop_head_node(&region->queued)));
 	residency_pipeline_sync(region);
@@ -315,7 +340,9 @@ take_result(RemoteRegion *region, RemoteRequest *req, PGresult *res)
 			break;
 		default:
 			req->failed = true;
-			if (!req->abandoned)
+			/* of COMMIT PREPARED the protocol takes note; its transaction is over, and the one
+			 * that goes on now has nothing to do with it */
+			if (!req->abandoned && req->kind != REMOTE_KIND_APPLY)
 				residency_error_store(region, req->level, res);
 			break;
 	}
@@ -408,7 +435,27 @@ residency_pipeline_advance(RemoteRegion *region)
 	return progress;
 }
 
-/* answers every entry of a connection that is gone, as lost */
+/*
+ * Answers an entry of a connection that is gone, as lost.  A COMMIT PREPARED among them is the
+ * resolver's business from now on; but this session shall find its transaction applied
+ * when it asks that region next, so it is kept for the next connection as well.
+ */
+static void
+lose_request(RemoteRequest *req)
+{
+	RemoteRegion *region = req->region;
+
+	if (req->kind == REMOTE_KIND_APPLY)
+	{
+		if (region->nunapplied < REMOTE_UNAPPLIED_MAX)
+			strlcpy(region->unapplied[region->nunapplied++], req->statement, REMOTE_GID_LENGTH);
+		residency_worker_wake(RESIDENCY_WORKER_RESOLVER);
+	}
+	req->failed = req->lost = true;
+	finish_request(req);
+}
+
+/* answers every entry of a connection that is gone */
 void
 residency_pipeline_abandon_lost(RemoteRegion *region)
 {
@@ -418,10 +465,7 @@ residency_pipeline_abandon_lost(RemoteRegion *region)
 	{
 		while (!dlist_is_empty(lists[i]))
 		{
-			RemoteRequest *req = dlist_head_element(RemoteRequest, node, lists[i]);
-
-			req->failed = req->lost = true;
-			finish_request(req);
+			lose_request(dlist_head_element(RemoteRequest, node, lists[i]));
 		}
 	}
 	region->inflight = 0;
@@ -449,10 +493,7 @@ requeue_for_replay(RemoteRegion *region)
 				dlist_push_tail(&again, &residency_transaction_hello(region)->node);
 		}
 		else
-		{
-			req->failed = req->lost = true;
-			finish_request(req);
-		}
+			lose_request(req);
 	}
 	while (!dlist_is_empty(&region->queued))
 		dlist_push_tail(&again, dlist_pop_head_node(&region->queued));

@@ -77,33 +77,74 @@ init_backend(void)
 	residency_connection_init();
 }
 
-/* finds the backend's entry, or makes it */
+/* makes an entry; "name" is that of the region */
 static RemoteRegion *
-find_region(Oid serverid, bool admin)
+make_region(Oid serverid, bool admin, const char *name)
 {
-	dlist_iter	iter;
-	RemoteRegion *region;
+	RemoteRegion *region = MemoryContextAllocZero(residency_remote.context, sizeof(RemoteRegion));
 
-	if (residency_remote.context == NULL)
-		init_backend();
-	dlist_foreach(iter, &residency_remote.regions)
-	{
-		region = dlist_container(RemoteRegion, node, iter.cur);
-		if (region->serverid == serverid && region->admin == admin)
-			return region;
-	}
-	region = MemoryContextAllocZero(residency_remote.context, sizeof(RemoteRegion));
 	region->serverid = serverid;
 	region->admin = admin;
 	region->joined = true;
 	region->cancel_socket = PGINVALID_SOCKET;
 	region->wait_pos = -1;
-	strlcpy(region->name, GetForeignServer(serverid)->servername, NAMEDATALEN);
+	strlcpy(region->name, name, NAMEDATALEN);
 	region->account = residency_border_account(serverid, InvalidOid);
 	dlist_init(&region->queued);
 	dlist_init(&region->sent);
 	dlist_push_tail(&residency_remote.regions, &region->node);
 	residency_remote.wait_set_stale = true;
+	return region;
+}
+
+/* finds the backend's entry, or makes it */
+static RemoteRegion *
+find_region(Oid serverid, bool admin)
+{
+	dlist_iter	iter;
+
+	if (residency_remote.context == NULL)
+		init_backend();
+	dlist_foreach(iter, &residency_remote.regions)
+	{
+		RemoteRegion *region = dlist_container(RemoteRegion, node, iter.cur);
+
+		if (region->serverid == serverid && region->admin == admin)
+			return region;
+	}
+	return make_region(serverid, admin, GetForeignServer(serverid)->servername);
+}
+
+/* the entry of a region in no catalog, see remote.h */
+RemoteRegion *
+residency_remote_stranger(const char *name, const char *conninfo)
+{
+	dlist_iter	iter;
+	RemoteRegion *region = NULL;
+
+	if (residency_remote.context == NULL)
+		init_backend();
+	dlist_foreach(iter, &residency_remote.regions)
+	{
+		RemoteRegion *other = dlist_container(RemoteRegion, node, iter.cur);
+
+		if (other->conninfo != NULL && strcmp(other->name, name) == 0)
+			region = other;
+	}
+	if (region == NULL)
+	{
+		region = make_region(InvalidOid, true, name);
+		region->joined = false;
+	}
+	else if (strcmp(region->conninfo, conninfo) == 0)
+		return region;
+	else
+	{
+		residency_connection_close(region);
+		residency_pipeline_abandon_lost(region);
+		pfree(region->conninfo);
+	}
+	region->conninfo = MemoryContextStrdup(residency_remote.context, conninfo);
 	return region;
 }
 
@@ -175,7 +216,8 @@ residency_transaction_hello(RemoteRegion *region)
 {
 	const ResidencySelf *self = residency_self();
 	char		deployment[32];
-	const char *values[5];
+	char		instance[32];
+	const char *values[6];
 
 	if (self == NULL)
 		ereport(ERROR,
@@ -188,11 +230,14 @@ residency_transaction_hello(RemoteRegion *region)
 	values[2] = RESIDENCY_VERSION;
 	values[3] = self->region;
 	values[4] = region->admin ? "t" : "f";
+	snprintf(instance, sizeof(instance), "%016llx", (unsigned long long) residency_guard_instance());
+	values[5] = instance;
 	region->greeted = true;
 	return residency_pipeline_make(region, REMOTE_KIND_HELLO,
 								   "SELECT residency.hello($1::pg_catalog.int8, $2::pg_catalog.text, "
-								   "$3::pg_catalog.text, $4::pg_catalog.text, $5::pg_catalog.bool)",
-								   5, values, 0, -1);
+								   "$3::pg_catalog.text, $4::pg_catalog.text, $5::pg_catalog.bool, "
+								   "$6::pg_catalog.text)",
+								   lengthof(values), values, 0, -1);
 }
 
 /*

@@ -11,6 +11,7 @@
 
 #include "utils/guc.h"
 
+#include "commit.h"
 #include "fault.h"
 
 int			residency_away_after = 5000;
@@ -75,7 +76,7 @@ residency_define_settings(void)
 							"Such a transaction is prepared here, and its outcome is known in the region where it began. 0 means no limit.",
 							&residency_doubt_timeout,
 							5000, 0, INT_MAX, PGC_USERSET, GUC_UNIT_MS,
-							NULL, NULL, NULL);
+							NULL, residency_doubt_timeout_assigned, NULL);
 	DefineCustomBoolVariable("residency.enable_lookup",
 							 "Lets the planner look up the regions of keys in the directory.",
 							 "Switched off, all regions are asked for rows of any key; the answers are the same.",

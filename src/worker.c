@@ -29,6 +29,8 @@
 #include "utils/guc.h"
 #include "utils/timestamp.h"
 
+#include "commit.h"
+
 WorkerShared *residency_worker_shared = NULL;
 bool		residency_is_worker = false;
 
@@ -77,6 +79,34 @@ residency_worker_slot(Oid database)
 }
 
 /*
+ * A slot for a database that has none: a free one, or that of a database in which no region was found;
+ * should one come into being there, it makes itself known.  NULL if all are in use.  The spinlock is
+ * held.
+ */
+WorkerSlot *
+residency_worker_take_slot(Oid database)
+{
+	WorkerSlot *slot = residency_worker_slot(InvalidOid);
+
+	for (int i = 0; i < WORKER_MAX_DATABASES && slot == NULL; i++)
+	{
+		WorkerSlot *other = &residency_worker_shared->slots[i];
+		bool		used = other->state != WORKER_DATABASE_NONE;
+
+		for (int kind = 0; kind < RESIDENCY_WORKER_KINDS; kind++)
+			used |= other->process[kind].pid != 0;
+		if (!used)
+			slot = other;
+	}
+	if (slot != NULL)
+	{
+		memset(slot, 0, sizeof(*slot));
+		slot->database = database;
+	}
+	return slot;
+}
+
+/*
  * Makes sure that this database has a slot, and wakes a worker of it (kind < 0: none).
  * "fresh": what was found out about the database is out of date.
  */
@@ -93,13 +123,9 @@ call_workers(int kind, bool fresh)
 	slot = residency_worker_slot(MyDatabaseId);
 	if (slot == NULL)
 	{
-		slot = residency_worker_slot(InvalidOid);
+		slot = residency_worker_take_slot(MyDatabaseId);
 		if (slot != NULL)
-		{
-			memset(slot, 0, sizeof(*slot));
-			slot->database = MyDatabaseId;
 			latch = shared->launcher;
-		}
 	}
 	if (slot != NULL && slot->state == WORKER_DATABASE_NONE && fresh)
 	{
@@ -290,7 +316,11 @@ residency_worker_yield(Node *statement)
 		}
 	}
 	else if (changes_extension(statement))
+	{
 		leave_database(MyDatabaseId);
+		if (IsA(statement, DropStmt))
+			residency_commit_before_drop();
+	}
 }
 
 /* see worker.h */

@@ -24,7 +24,7 @@
 #include "storage/latch.h"
 #include "storage/spin.h"
 
-/* databases of one server that can be regions */
+/* databases of one server that can be regions; there may be any number of others */
 #define WORKER_MAX_DATABASES 64
 
 /* pause before a worker that ended is started again, and after it made room */
@@ -65,11 +65,13 @@ typedef struct WorkerShared
 /* worker.c */
 extern WorkerShared *residency_worker_shared;
 extern WorkerSlot *residency_worker_slot(Oid database);
+extern WorkerSlot *residency_worker_take_slot(Oid database);
 
 /* worker_launcher.c */
 extern void residency_worker_register_launcher(void);
 
 /* worker_loop.c */
+extern void residency_worker_set_own_settings(void);
 extern const char *residency_worker_kind_name(int kind);
 
 #endif							/* RESIDENCY_WORKER_INTERNAL_H */

@@ -23,6 +23,7 @@
 #include "storage/ipc.h"
 #include "storage/proc.h"
 #include "tcop/tcopprot.h"
+#include "utils/builtins.h"
 #include "utils/guc.h"
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
@@ -33,6 +34,9 @@
 
 PGDLLEXPORT void residency_launcher_main(Datum arg);
 
+/* a resolver was sent into each database that was there when the server started */
+static bool everyone_looked_into = false;
+
 /* true if workers may be sent into the database unasked */
 static bool
 is_candidate(Form_pg_database form)
@@ -41,63 +45,107 @@ is_candidate(Form_pg_database form)
 	return form->datallowconn && !form->datistemplate && form->datconnlimit >= -1;
 }
 
-/*
- * Frees the slots of databases that are gone, and with "all" gives one to each database
- * that has none, as far as there are slots.
- */
+/* gives a slot to a database that has none, if one can be had; the spinlock is held */
+static WorkerSlot *
+give_slot(Oid database)
+{
+	WorkerSlot *slot = residency_worker_slot(database);
+
+	return slot != NULL ? slot : residency_worker_take_slot(database);
+}
+
+/* frees the slots of databases that are none of the "n" that the server has; those in "before" only,
+ * for one that announced itself since the look began may be newer than the look */
 static void
-read_databases(bool all)
+free_slots(const Oid *before, const Oid *databases, int n)
 {
 	WorkerShared *shared = residency_worker_shared;
-	Relation	rel;
-	TableScanDesc scan;
-	HeapTuple	tuple;
-	Oid			before[WORKER_MAX_DATABASES];
-	bool		seen[WORKER_MAX_DATABASES] = {false};
-
-	SpinLockAcquire(&shared->mutex);
-	for (int i = 0; i < WORKER_MAX_DATABASES; i++)
-		before[i] = shared->slots[i].database;
-	SpinLockRelease(&shared->mutex);
-
-	StartTransactionCommand();
-	(void) GetTransactionSnapshot();
-	rel = table_open(DatabaseRelationId, AccessShareLock);
-	scan = table_beginscan_catalog(rel, 0, NULL);
-	while (HeapTupleIsValid(tuple = heap_getnext(scan, ForwardScanDirection)))
-	{
-		Form_pg_database form = (Form_pg_database) GETSTRUCT(tuple);
-		bool		wanted = all && is_candidate(form);
-		WorkerSlot *slot;
-
-		SpinLockAcquire(&shared->mutex);
-		slot = residency_worker_slot(form->oid);
-		if (slot == NULL && wanted && (slot = residency_worker_slot(InvalidOid)) != NULL)
-		{
-			memset(slot, 0, sizeof(*slot));
-			slot->database = form->oid;
-		}
-		SpinLockRelease(&shared->mutex);
-		if (slot != NULL)
-			seen[slot - shared->slots] = true;
-	}
-	table_endscan(scan);
-	table_close(rel, AccessShareLock);
-	CommitTransactionCommand();
 
 	SpinLockAcquire(&shared->mutex);
 	for (int i = 0; i < WORKER_MAX_DATABASES; i++)
 	{
 		WorkerSlot *slot = &shared->slots[i];
-		bool		runs = false;
+		bool		keep = slot->database != before[i];
 
 		for (int kind = 0; kind < RESIDENCY_WORKER_KINDS; kind++)
-			runs |= slot->process[kind].pid != 0;
-		/* one that announced itself since the look began may be newer than the look */
-		if (!seen[i] && !runs && slot->database == before[i])
+			keep |= slot->process[kind].pid != 0;
+		for (int k = 0; k < n && !keep; k++)
+			keep = databases[k] == slot->database;
+		if (!keep)
 			slot->database = InvalidOid;
 	}
 	SpinLockRelease(&shared->mutex);
+}
+
+/* all databases, in *oids, and how many of them, the first ones, can be sent workers unasked */
+static int
+list_databases(Oid **oids, int *candidates)
+{
+	Relation	rel = table_open(DatabaseRelationId, AccessShareLock);
+	TableScanDesc scan = table_beginscan_catalog(rel, 0, NULL);
+	HeapTuple	tuple;
+	int			max = 64;
+	int			n = 0;
+
+	*oids = palloc(max * sizeof(Oid));
+	*candidates = 0;
+	while (HeapTupleIsValid(tuple = heap_getnext(scan, ForwardScanDirection)))
+	{
+		Form_pg_database form = (Form_pg_database) GETSTRUCT(tuple);
+
+		if (n == max)
+			*oids = repalloc(*oids, (max *= 2) * sizeof(Oid));
+		(*oids)[n] = form->oid;
+		if (is_candidate(form))
+		{
+			(*oids)[n] = (*oids)[*candidates];
+			(*oids)[(*candidates)++] = form->oid;
+		}
+		n++;
+	}
+	table_endscan(scan);
+	table_close(rel, AccessShareLock);
+	qsort(*oids, *candidates, sizeof(Oid), oid_cmp);
+	return n;
+}
+
+/*
+ * Frees the slots of databases that are gone, and gives one to each that nobody has looked into since the
+ * server started, in the order of their OIDs.  There may be more databases than slots: those of
+ * databases without a region are given to others.  True if some still wait for one.
+ */
+static bool
+read_databases(void)
+{
+	static Oid	looked_into = InvalidOid;	/* and all with lower OIDs */
+	WorkerShared *shared = residency_worker_shared;
+	Oid			before[WORKER_MAX_DATABASES];
+	Oid		   *databases;
+	bool		waiting = false;
+	int			candidates;
+	int			n;
+
+	SpinLockAcquire(&shared->mutex);
+	for (int i = 0; i < WORKER_MAX_DATABASES; i++)
+		before[i] = shared->slots[i].database;
+	SpinLockRelease(&shared->mutex);
+	StartTransactionCommand();
+	(void) GetTransactionSnapshot();
+	n = list_databases(&databases, &candidates);
+	free_slots(before, databases, n);
+	for (int i = 0; i < candidates && !waiting && !everyone_looked_into; i++)
+	{
+		if (databases[i] <= looked_into)
+			continue;
+		SpinLockAcquire(&shared->mutex);
+		waiting = give_slot(databases[i]) == NULL;
+		SpinLockRelease(&shared->mutex);
+		if (!waiting)
+			looked_into = databases[i];
+	}
+	everyone_looked_into |= !waiting;
+	CommitTransactionCommand();
+	return waiting;
 }
 
 /* starts a worker; false if the server has no room for one more */
@@ -164,7 +212,7 @@ next_to_start(Oid *database, int *kind, bool *later)
 }
 
 /* starts what is to be started; true if something is to be started later.  Complains
- * once if there is no room. */
+ * once if there is no room: a restart of the server is needed to change that. */
 static bool
 start_workers(void)
 {
@@ -176,9 +224,7 @@ start_workers(void)
 	while (next_to_start(&database, &kind, &later))
 	{
 		later = true;
-		if (start_worker(database, kind))
-			complained = false;
-		else if (!complained)
+		if (!start_worker(database, kind) && !complained)
 		{
 			complained = true;
 			ereport(LOG,
@@ -203,7 +249,6 @@ leave_launcher(int code, Datum arg)
 void
 residency_launcher_main(Datum arg)
 {
-	bool		first = true;
 	bool		later = false;
 
 	pqsignal(SIGHUP, SignalHandlerForConfigReload);
@@ -225,9 +270,8 @@ residency_launcher_main(Datum arg)
 		later = false;
 		if (residency_workers)
 		{
-			read_databases(first);
-			first = false;
-			later = start_workers();
+			later = read_databases();
+			later |= start_workers();
 		}
 		CHECK_FOR_INTERRUPTS();
 		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,

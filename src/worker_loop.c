@@ -197,13 +197,31 @@ round_in_transaction(ResidencyWorkerRound round, void *arg)
 	return result;
 }
 
+/* the SQLSTATE that a round failed with when it ran last, 0 if it did not; each kind of worker has
+ * a few different rounds */
+static int *
+last_error_of(ResidencyWorkerRound round)
+{
+	static struct
+	{
+		ResidencyWorkerRound round;
+		int			error;
+	}			last[4];
+	int			i = 0;
+
+	while (i < lengthof(last) - 1 && last[i].round != NULL && last[i].round != round)
+		i++;
+	last[i].round = round;
+	return &last[i].error;
+}
+
 /* runs the round, with or without a transaction around it; see worker.h */
 static bool
 try_round(ResidencyWorkerRound round, void *arg, bool bare)
 {
 	static MemoryContext context = NULL;
-	static int	last_error = 0;
-	bool		result = false;
+	int		   *last_error = last_error_of(round);
+	volatile bool result = false;
 
 	if (context == NULL)
 		context = AllocSetContextCreate(TopMemoryContext, "residency worker", ALLOCSET_DEFAULT_SIZES);
@@ -212,15 +230,15 @@ try_round(ResidencyWorkerRound round, void *arg, bool bare)
 	PG_TRY();
 	{
 		result = bare ? round(arg) : round_in_transaction(round, arg);
-		last_error = 0;
+		*last_error = 0;
 	}
 	PG_CATCH();
 	{
 		HOLD_INTERRUPTS();
 		/* the same error round after round is told once */
-		if (geterrcode() != last_error)
+		if (geterrcode() != *last_error)
 			EmitErrorReport();
-		last_error = geterrcode();
+		*last_error = geterrcode();
 		result = false;
 		AbortOutOfAnyTransaction();
 		MemoryContextSwitchTo(context);
@@ -249,8 +267,8 @@ residency_worker_try_bare(ResidencyWorkerRound round, void *arg)
 }
 
 /* settings of the database or the server must not keep a worker from its work */
-static void
-set_own_settings(void)
+void
+residency_worker_set_own_settings(void)
 {
 	static const char *const settings[][2] = {
 		{"default_transaction_isolation", "read committed"},
@@ -281,7 +299,7 @@ residency_worker_main(Datum arg)
 	if (!take_slot(database))
 		proc_exit(0);
 	BackgroundWorkerInitializeConnectionByOid(database, InvalidOid, 0);
-	set_own_settings();
+	residency_worker_set_own_settings();
 	kinds[own_kind].main();
 	proc_exit(0);
 }

@@ -61,8 +61,8 @@ $(FAULT_LIBDIR)/residency.so: $(FAULT_OBJS) $(filter-out $(FAULT_SOURCES:.c=.o),
 	@rm -f $@
 	@$(CC) $(CFLAGS) -shared -o $@ $^ $(LDFLAGS) $(LDFLAGS_SL) $(SHLIB_LINK)
 
-# loaded into a server, makes its disk full when a test says so
-test/lib/full.so: test/lib/full.c
+# loaded into a server: full.c makes its disk full when a test says so, network.c answers for the resolver
+test/lib/%.so: test/lib/%.c
 	$(CC) -std=gnu99 -O2 -g -Wall -Wextra $(if $(WERROR),-Werror) -shared -fPIC -o $@ $< -ldl
 
 # servers of an earlier run would be in the way
@@ -94,7 +94,7 @@ ifneq ($(ISOLATION_TESTS),)
 		--load-extension=$(EXTENSION) $(ISOLATION_TESTS)
 endif
 
-check-tap: relay test/lib/full.so faults
+check-tap: relay test/lib/full.so test/lib/network.so faults
 	@rm -rf tmp_check/t_*
 	@$(TEST_ENV) perl test/lib/run_tap.pl $(RESULTS) $(TEST_JOBS) $(TAP)
 
@@ -108,7 +108,7 @@ torture: relay faults
 		PG_TEST_NOCLEAN=1 perl test/t/540_torture.pl
 
 torture-plan:
-	@perl -Itest/lib -MPlan -e 'Plan->new(seed => $(SEED), regions => [qw(usa gbr aus)])->print(60 * $(MINUTES), $(CLIENTS), 20)'
+	@perl -Itest/lib -MPlan -e 'Plan->new(seed => $(SEED), clients => $(CLIENTS), regions => [qw(usa gbr aus)])->print(60 * $(MINUTES), 20)'
 
 check-all: check-fresh
 	@for suite in style regress isolation tap; do \

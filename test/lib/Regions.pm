@@ -384,7 +384,7 @@ sub revive
 			return if $node->start(fail_ok => 1);    # it may run into a fault point at once
 			next;
 		}
-		return $node->reload if $node->psql($self->{dbname}, 'SELECT 1') == 0;
+		return $self->_reload($region) if $node->psql($self->{dbname}, 'SELECT 1') == 0;
 		sleep(0.05);
 	}
 	croak "region $region does not come back";
@@ -409,34 +409,84 @@ sub stat_of
 
 sub alive { my ($pid) = @_; return (stat_of($pid))[0] !~ /[ZX]/; }
 
-# Arms a fault point in all sessions of a region's server, those that run included, or
-# disarms it.  It acts once, and not again after the server has restarted.  A server that is
-# down has it when it starts.
+# Arms a fault point in all sessions of a region's server, those that run included, or in
+# those of an application_name.  It acts once, and not again after the server has
+# restarted.  A server that is down has it when it starts.
 sub arm
 {
-	my ($self, $region, $fault) = @_;
-	my $data = $self->node($region)->data_dir;
+	my ($self, $region, $fault, $application) = @_;
 
-	unlink("$data/residency_fault_fired", "$data/residency_fault_release");
-	if (!-e "$data/postmaster.pid")
-	{
-		append_to_file("$data/postgresql.auto.conf", "residency.fault = '$fault'\n");
-		return;
-	}
-	$self->psql($region, "ALTER SYSTEM SET residency.fault = '$fault'");
-	$self->psql($region, 'SELECT pg_reload_conf()');
+	$self->expect_fault($region);
+	$self->_set_fault($region, $fault, $application // '');
+	return if !-e $self->node($region)->data_dir . '/postmaster.pid';
+	$self->_reload($region);
 	$self->poll($region, "SELECT current_setting('residency.fault') = '$fault'") or croak "fault point is not armed in $region";
 	return;
 }
 
+# Disarms it; who still holds there goes on.  Sessions learn of it when the configuration is read.
 sub disarm
+{
+	my ($self, $region) = @_;
+
+	$self->release($region);
+	$self->_set_fault($region, '', '');
+	return;
+}
+
+# A fault point that a session arms for itself may act in this region, and was not passed yet.
+sub expect_fault
 {
 	my ($self, $region) = @_;
 	my $data = $self->node($region)->data_dir;
 
-	append_to_file("$data/residency_fault_release", '');    # whoever still holds goes on
-	append_to_file("$data/postgresql.auto.conf", "residency.fault = ''\n");
+	unlink("$data/residency_fault_fired", "$data/residency_fault_release");
 	return;
+}
+
+# as ALTER SYSTEM would; also in a server that is down
+sub _set_fault
+{
+	my ($self, $region, $fault, $application) = @_;
+
+	append_to_file($self->node($region)->data_dir . '/postgresql.auto.conf',
+		"residency.fault = '$fault'\nresidency.fault_application = '$application'\n");
+	return;
+}
+
+# lets a server that runs read its configuration
+sub _reload
+{
+	my ($self, $region) = @_;
+	my ($postmaster) = slurp_file($self->node($region)->data_dir . '/postmaster.pid') =~ /^(\d+)/;
+
+	kill 'HUP', $postmaster;
+	return;
+}
+
+# What regions answer to the same question, asked side by side; each is one psql process,
+# and what is wrong with one ends the test.
+sub ask
+{
+	my ($self, $sql, @regions) = @_;
+	my @asked;
+	my @answers;
+
+	foreach my $region (@regions)
+	{
+		open(my $pipe, '-|', 'psql', '-XAtq', '-v', 'ON_ERROR_STOP=1', '-d', $self->node($region)->connstr($self->dbname($region)), '-c', $sql) or croak "psql: $!";
+		push @asked, $pipe;
+	}
+	foreach my $region (@regions)
+	{
+		my $pipe = shift @asked;
+		my $answer = do { local $/; readline($pipe) } // '';
+
+		close($pipe) or croak "region $region cannot answer: $sql";
+		chomp $answer;
+		push @answers, $answer;
+	}
+	return @answers;
 }
 
 # Lets a process go on that an action "hold" stopped.

@@ -7,9 +7,10 @@
 #
 # What each client does and what befalls the regions is a function of the seed alone
 # (Plan.pm); how it interleaves is not, so a violation may take a few runs to come again.
-# Each transaction leaves a marker in every region that it writes in, and counts in rows
-# that are never deleted: markers tell which transactions there are, counters that none of
-# their changes was lost or made twice.
+# Each transaction leaves a row in every region whose residents it writes, and one that is
+# global, with the same home, for the global rows that it writes; and it counts in rows that
+# are never deleted: the former tell which transactions there are, counters that none of
+# their changes was lost or made twice (Aftermath.pm).
 package Torture;
 
 use strict;
@@ -20,28 +21,38 @@ use POSIX ();
 use PostgreSQL::Test::Utils;
 use Time::HiRes qw(sleep time);
 
+use Aftermath;
 use Crash;
+use Nemesis;
 use Plan;
 use Wire;
 
 # the longest that a client waits for an answer; more is a hang
 my $patience = 60;
 
-# Starts the regions and fills them.
+# the longest that regions may take to agree once they can talk
+my $limit = 10;
+
+# Starts the regions and fills them.  Times in the servers' logs are those of our clocks.
 sub new
 {
 	my ($class, %o) = @_;
 	my $self = $class->Crash::start(
-		conf => "residency.away_after = 1500ms\nresidency.commit_timeout = 1s\nresidency.connect_timeout = 2s\nresidency.lock_timeout = 2s\nmax_connections = 60\n");
+		conf => "residency.away_after = 1500ms\nresidency.commit_timeout = 1s\nresidency.connect_timeout = 2s\nresidency.lock_timeout = 2s\n"
+		  . "max_connections = 80\nlog_line_prefix = '%n [%p] %e %q%a '\n");
 
 	$self->{$_} = $o{$_} foreach qw(seed seconds clients);
 	$self->{violations} = [];
-	$self->{plan} = Plan->new(seed => $o{seed}, regions => [ $self->r->regions ]);
+	$self->{plan} = Plan->new(seed => $o{seed}, regions => [ $self->r->regions ], clients => $o{clients});
+	$self->{nemesis} = Nemesis->new($self->r);
 	$self->r->psql('usa', $_) foreach $self->{plan}->schema;
 	return $self;
 }
 
 sub r { my ($self) = @_; return $self->{r}; }
+sub plan { my ($self) = @_; return $self->{plan}; }
+sub nemesis { my ($self) = @_; return $self->{nemesis}; }
+sub results { my ($self) = @_; return values %{ $self->{results} }; }
 sub violations { my ($self) = @_; return @{ $self->{violations} }; }
 sub violation { my ($self, $text) = @_; push @{ $self->{violations} }, $text; return; }
 
@@ -51,42 +62,91 @@ sub run
 	my ($self) = @_;
 	my $dir = PostgreSQL::Test::Utils::tempdir();
 	my $end = time + $self->{seconds};
-	my %pids;
+
+	$self->{begin} = time;
+	my $watcher = $self->spawn('the watcher', "$dir/watch", sub { $self->watch("$dir/watch", "$dir/done") });
 
 	foreach my $n (1 .. $self->{clients})
 	{
-		my $pid = fork() // die "fork: $!";
-
-		if ($pid == 0)
-		{
-			eval { $self->client($n, "$dir/$n", $end); 1 } or warn "client $n: $@";
-			POSIX::_exit(0);
-		}
-		$pids{$pid} = $n;
+		$self->spawn("client $n", "$dir/$n", sub { $self->client($n, "$dir/$n", $end) });
 	}
-	$self->nemesis($end);
+	$self->nemesis->carry_out($end, $self->plan->misfortunes($self->{seconds}));
+	$self->nemesis->rest;
 	Crash::heal($self);
-	my $late = time + $patience + 30;
-	while (%pids)
-	{
-		my $pid = waitpid(-1, POSIX::WNOHANG());
-
-		delete $pids{$pid} if $pid > 0;
-		sleep(0.05) if $pid <= 0;
-		next if time < $late;
-		$self->violation("client $_ does not end") foreach values %pids;
-		kill 'KILL', keys %pids;
-		last;
-	}
-	my $left = Crash::settle($self);
-	$self->violation("left: $left") if $left ne '';
+	$self->wait_for($patience + 30, grep { $_ != $watcher } keys %{ $self->{processes} });
+	$self->settle('left');
+	append_to_file("$dir/done", '');
+	$self->wait_for(30, $watcher);
 	$self->read_results("$dir/$_") foreach 1 .. $self->{clients};
-	$self->check;
+	$self->read_notes("$dir/watch");
+	Aftermath::check($self);
+	$self->decide;
 	return;
 }
 
-# One client: transactions until the time is up; a line each into its file: number, what it was
-# told, regions, changes of counters, SQLSTATE.
+# Conflicts can be decided, and then nothing is left of them.
+sub decide
+{
+	my ($self) = @_;
+
+	return unless %{ $self->{conflicts} };
+	my $open = Aftermath::decide($self, 30);
+	$self->violation($open) if $open ne '';
+	$self->settle('left after decisions');
+	Aftermath::check_decided($self);
+	return;
+}
+
+# Runs code in a process of its own; returns its id.
+sub spawn
+{
+	my ($self, $name, $file, $code) = @_;
+	my $pid = fork() // die "fork: $!";
+
+	if ($pid == 0)
+	{
+		my $done = eval { $code->(); 1 };
+
+		append_to_file("$file.error", $@) unless $done;
+		POSIX::_exit($done ? 0 : 1);
+	}
+	$self->{processes}{$pid} = { name => $name, error => "$file.error" };
+	return $pid;
+}
+
+# Waits for these processes to end; one that does not, or that died, is a violation.
+sub wait_for
+{
+	my ($self, $seconds, @pids) = @_;
+	my $late = time + $seconds;
+
+	foreach my $pid (@pids)
+	{
+		my $process = delete $self->{processes}{$pid};
+		my $ended;
+
+		sleep(0.05) until ($ended = waitpid($pid, POSIX::WNOHANG())) || time > $late;
+		if (!$ended)
+		{
+			$self->violation("$process->{name} does not end");
+			kill 'KILL', $pid;
+			waitpid($pid, 0);
+		}
+		elsif ($?) { $self->violation("$process->{name} died: " . (-e $process->{error} ? slurp_file($process->{error}) : "status $?")); }
+	}
+	return;
+}
+
+# a connection to a region's server, past the relay
+sub connect
+{
+	my ($self, $region, $name, $seconds) = @_;
+	my $node = $self->r->node($region);
+
+	return Wire->new(path => $node->host . '/.s.PGSQL.' . $node->port, user => $self->r->{user}, dbname => 'app', name => $name, timeout => $seconds);
+}
+
+# One client: transactions until the time is up; a line each into its file.
 sub client
 {
 	my ($self, $n, $file, $end) = @_;
@@ -96,27 +156,35 @@ sub client
 	open(my $out, '>', $file) or die "$file: $!";
 	while (time < $end)
 	{
-		my $t = $self->{plan}->transaction($n, ++$count);
+		my $t = $self->plan->transaction($n, ++$count);
+		my $begin = time;
+		my ($gateway, $settings) = $self->plan->session($n, $count);
 
-		if (!$wire || $wire->lost || $at ne $t->{gateway})
+		if (!$wire || $wire->lost || $at ne "$gateway $settings")
 		{
-			my $node = $self->r->node($t->{gateway});
-
 			$wire->close if $wire;
-			$at = $t->{gateway};
-			$wire = Wire->new(path => $node->host . '/.s.PGSQL.' . $node->port, user => $self->r->{user}, dbname => 'app',
-				name => "client $n", timeout => $patience);
-			$wire->query(q{SET statement_timeout = '20s'; SET lock_timeout = '3s'});
+			$at = "$gateway $settings";
+			$wire = $self->connect($gateway, "client $n", $patience);
+			$wire->query($settings);
 		}
 		my ($told, $why) = $wire->lost ? ('not begun', $wire->lost) : perform($wire, $t);
-		$why =~ s/\s+/ /g;
-		my $changes = join(',', map { "$_=$t->{changes}{$_}" } sort keys %{ $t->{changes} });
 
-		print $out join('|', $t->{number}, $told, join(',', @{ $t->{regions} }), $changes, $at, $why), "\n";
+		print $out result($t, $told, $why, $begin), "\n";
+		$count = $self->plan->last_of_session($count) if $told eq 'not begun';
 		sleep(0.1) if $told eq 'not begun' || $why =~ /^08/;    # a region is away: no use in asking all the time
 	}
 	close($out);
 	return;
+}
+
+# A line about a transaction; see read_results.
+sub result
+{
+	my ($t, $told, $why, $begin) = @_;
+	my $changes = join(',', map { "$_=$t->{changes}{$_}" } sort keys %{ $t->{changes} });
+
+	$why =~ s/\s+/ /g;
+	return join('|', $t->{number}, $t->{kind}, $t->{gateway}, $told, $begin, time, join(',', @{ $t->{residents} }), join(',', @{ $t->{globals} }), $changes, $t->{made} // '', $why);
 }
 
 # Runs one transaction; returns what the client was told, and the SQLSTATE or reason if not "committed".
@@ -149,229 +217,154 @@ sub perform
 	croak 'a transaction without an end';
 }
 
-# What befalls the regions, when the plan says so.
-sub nemesis
+# Counts what is noted and shipped, as far as it can be seen from time to time: a server that
+# restarts has shipped nothing.
+sub watch
 {
-	my ($self, $end) = @_;
-	my $begin = time;
+	my ($self, $file, $done) = @_;
+	my ($noted, $shipped) = (0, 0);
+	my (%wire, %seq, %last);
 
-	foreach my $event ($self->{plan}->misfortunes($end - $begin))
+	for (my $more = 1; $more; sleep(0.25))
 	{
-		my ($ms, $what, @args) = @$event;
-		my $wait = $begin + $ms / 1000 - time;
+		$more = !-e $done;
+		foreach my $region ($self->r->regions)
+		{
+			$wire{$region} = $self->connect($region, 'watcher', 5) if !$wire{$region} || $wire{$region}->lost;
+			my $seq = $seq{$region} // 0;
+			my $answer = $wire{$region}->query("SELECT count(*) FILTER (WHERE seq > $seq), coalesce(max(seq), 0), "
+				  . "(SELECT string_agg(region || '=' || shipped, ' ') FROM residency.catch_up_progress()) FROM residency.backlog");
+			my ($new, $highest, $progress) = @{ $answer->{rows}[0] // next };
+			my %now = split /[= ]/, $progress // '';
 
-		sleep($wait) if $wait > 0;
-		my $name = "do_$what";
-		$self->$name(@args);
-		$self->{injected}{$what}++;
+			$noted += $new;
+			$seq{$region} = $highest if $highest > $seq;
+			foreach my $other (keys %now)
+			{
+				my $before = $last{$region}{$other} // 0;
+				$shipped += $now{$other} - ($now{$other} < $before ? 0 : $before);
+			}
+			$last{$region} = \%now;
+		}
 	}
-	sleep(0.05) while time < $end;
+	append_to_file($file, "$noted $shipped\n");
 	return;
 }
 
-# processes of clients and gateways at a region
-sub backends
-{
-	my ($self, $region) = @_;
-	my $file = $self->r->node($region)->data_dir . '/postmaster.pid';
+# What of distributed transactions and catch-up is left in a region.  What broke a constraint is
+# shipped again and again until somebody decides: then only what stays for longer counts.
+my $left_sql = q{
+	WITH busy (since) AS (SELECT now() - CASE WHEN EXISTS (SELECT FROM residency.conflict WHERE kind <> 'key') THEN interval '3s' ELSE interval '0s' END),
+	held AS (SELECT l.*, coalesce(a.backend_type, 'nobody') AS who FROM pg_locks l LEFT JOIN pg_stat_activity a USING (pid)
+			 WHERE l.pid IS DISTINCT FROM pg_backend_pid() AND coalesce(a.xact_start <= (SELECT since FROM busy), true))
+	SELECT concat_ws(', ',
+		(SELECT string_agg('prepared ' || gid, ' ') FROM pg_prepared_xacts, busy WHERE prepared <= since),
+		(SELECT string_agg(origin || ' ' || xid || ' recorded', ' ') FROM residency.transaction, busy WHERE decided_at <= since),
+		(SELECT count(*) || ' decisions by hand' FROM residency.decision HAVING count(*) > 0),
+		(SELECT string_agg('lock of ' || who || ' on ' || relation::regclass, ' ') FROM held
+		 WHERE locktype = 'relation' AND relation >= 16384 AND relation::regclass::text !~ '^residency'),
+		(SELECT string_agg('advisory lock of ' || who, ' ') FROM held WHERE locktype = 'advisory'),
+		(SELECT count(*) || ' rows to ship' FROM residency.backlog b
+		 WHERE NOT EXISTS (SELECT FROM residency.conflict c WHERE (c.relation, c.key) = (b.relation, b.key) AND b.region IN (c.region, c.home)) HAVING count(*) > 0),
+		(SELECT string_agg(name || ' is ' || coalesce(state, 'unknown'), ' ') FROM residency.regions WHERE state IS DISTINCT FROM 'up'),
+		(SELECT string_agg('in transaction: ' || application_name || ' ' || left(query, 60), ' ') FROM pg_stat_activity
+		 WHERE backend_type = 'client backend' AND state LIKE 'idle in transaction%' AND pid <> pg_backend_pid()))};
 
-	return () unless -e $file;
-	my ($postmaster) = slurp_file($file) =~ /^(\d+)/;
-	return () unless $postmaster;
-	return grep {
-		my $title = -r "/proc/$_/cmdline" ? eval { slurp_file("/proc/$_/cmdline") } // '' : '';
-		$title =~ /^postgres: .* app (?:\[local\]|127\.)/
-	} sort { $a <=> $b } Regions::children($postmaster);
+# The same of all regions.
+sub left
+{
+	my ($self) = @_;
+	my %left = map { $_ => $self->r->psql($_, $left_sql) } $self->r->regions;
+
+	return join('; ', map { "$_: $left{$_}" } grep { $left{$_} ne '' } sort keys %left);
 }
 
-# a signal to one of them
-sub signal_backend
+# Waits until nothing is.  What still is after the limit is a violation; whether it goes at all is told with it.
+sub settle
 {
-	my ($self, $signal, $region, $nth) = @_;
-	my @pids = $self->backends($region);
+	my ($self, $text) = @_;
+	my $begin = time;
+	my ($left, $late);
 
-	kill $signal, $pids[ $nth % @pids ] if @pids;
+	while (($left = $self->left) ne '' && time < $begin + 6 * $limit)
+	{
+		$late //= $left if time > $begin + $limit;
+		sleep(0.1);
+	}
+	my $seconds = time - $begin;
+	$self->violation(sprintf('%s after %d s: %s; after %.1f s: %s', $text, $limit, $late, $seconds, $left eq '' ? 'nothing' : $left)) if defined $late;
+	$self->{slowest} ||= $seconds;
 	return;
 }
 
-sub do_kill { my ($self, @where) = @_; $self->signal_backend('KILL', @where); return; }
-sub do_terminate { my ($self, @where) = @_; $self->signal_backend('TERM', @where); return; }
-sub do_cancel { my ($self, @where) = @_; $self->signal_backend('INT', @where); return; }
-
-# An immediate stop; and the start after it.
-sub do_stop
-{
-	my ($self, $region) = @_;
-	my $file = $self->r->node($region)->data_dir . '/postmaster.pid';
-	my $end = time + 20;
-
-	return unless -e $file && slurp_file($file) =~ /^(\d+)/;
-	kill 'QUIT', $1;
-	sleep(0.02) while -e $file && time < $end;
-	return;
-}
-sub do_start { my ($self, $region) = @_; $self->r->revive($region); return; }
-
-# links
-sub do_cut { my ($self, $link) = @_; $self->r->relay->cut($link); return; }
-sub do_away { my ($self, $link) = @_; $self->r->relay->away($link); return; }
-sub do_hold { my ($self, $link, $way) = @_; $self->r->relay->hold($link, $way); return; }
-sub do_back { my ($self, $link) = @_; $self->r->relay->back($link); return; }
-sub do_isolate { my ($self, $region) = @_; $self->r->away($region); return; }
-sub do_rejoin { my ($self, $region) = @_; $self->r->back($region); return; }
-
-# All processes of a region's server stop without a word, and go on.
-sub do_freeze
-{
-	my ($self, $region) = @_;
-	my $file = $self->r->node($region)->data_dir . '/postmaster.pid';
-
-	return unless -e $file && slurp_file($file) =~ /^(\d+)/;
-	$self->{frozen}{$region} = [ $1, Regions::children($1) ];
-	kill 'STOP', @{ $self->{frozen}{$region} };
-	return;
-}
-sub do_thaw { my ($self, $region) = @_; kill 'CONT', @{ delete $self->{frozen}{$region} // [] }; return; }
-
-# Arms a fault point, without asking the server, which may be down.
-sub do_fault
-{
-	my ($self, $region, $fault) = @_;
-	my $data = $self->r->node($region)->data_dir;
-
-	unlink("$data/residency_fault_fired", "$data/residency_fault_release");
-	append_to_file("$data/postgresql.auto.conf", "residency.fault = '$fault'\n");
-	kill 'HUP', $1 if -e "$data/postmaster.pid" && slurp_file("$data/postmaster.pid") =~ /^(\d+)/;
-	$self->{armed}{$region} = $fault;
-	return;
-}
-
-# what the clients wrote down
+# what a client wrote down
 sub read_results
 {
 	my ($self, $file) = @_;
 
 	foreach my $line (split /\n/, slurp_file($file))
 	{
-		my ($number, $told, $regions, $changes, $gateway, $why) = split /\|/, $line, 6;
-		my %changes = map { split /=/ } split /,/, $changes;
+		my %t;
 
-		$self->{told}{$told}++;
-		$self->{reasons}{ substr($why, 0, 90) }++ if $told ne 'committed';
-		$self->{results}{$number} = { told => $told, regions => [ split /,/, $regions ], changes => \%changes, why => $why, gateway => $gateway };
+		@t{qw(number kind gateway told begin end residents globals changes made why)} = split /\|/, $line, 11;
+		$t{$_} = [ split /,/, $t{$_} ] foreach qw(residents globals);
+		$t{changes} = { map { split /=/ } split /,/, $t{changes} };
+		$self->{told}{ $t{told} }++;
+		$self->{by_kind}{ $t{kind} }{ $t{told} }++;
+		$self->{reasons}{ substr($t{why}, 0, 90) }++ if $t{told} ne 'committed';
+		$self->{results}{ $t{number} } = \%t;
 	}
 	return;
 }
 
-# The promises, each against what the regions hold.
-sub check
+sub read_notes
+{
+	my ($self, $file) = @_;
+
+	@{$self}{qw(noted shipped)} = -e $file ? split(/\s/, slurp_file($file)) : (0, 0);
+	return;
+}
+
+# of the transactions that began, the share that committed, in per cent
+sub share_committed
 {
 	my ($self) = @_;
-	my $r = $self->r;
+	my $begun = 0;
 
-	$self->check_markers;
-	$self->check_counters;
-	my $conflicts = join('; ', grep { $_ ne '' } map { $r->psql($_, q{SELECT string_agg(relation || ' ' || key::text || ' ' || kind || ' at ' || region, '; ') FROM residency.conflicts}) } $r->regions);
-
-	$self->{conflicts} = $conflicts;
-	foreach my $table (qw(app.identity app.parent app.child))
-	{
-		# a row that could not be shipped is in residency.conflicts, and nowhere else
-		my $differ = $conflicts =~ /$table/ ? '' : $r->disagreement("SELECT coalesce(string_agg(t::text, ' ' ORDER BY id), '') FROM $table t");
-
-		$self->violation("copies of $table differ: $differ") if $differ ne '';
-	}
-	# a parent whose deletion is a conflict is there in some regions and not in others, until somebody decides
-	my $undecided = join(', ', -1, $conflicts =~ /app\.parent \{(\d+)\}/g);
-	foreach my $region ($r->regions)
-	{
-		my $bad = $r->psql($region, qq{
-			SELECT string_agg(x, '; ') FROM (
-				SELECT 'no detail row here: ' || i::text FROM app.identity i
-				WHERE i.region = '$region' AND (SELECT count(*) FROM $region.details d WHERE d.id = i.id) <> 1
-				UNION ALL SELECT 'no identity at home here: ' || d.id FROM $region.details d
-				WHERE NOT EXISTS (SELECT FROM app.identity i WHERE i.id = d.id AND i.region = '$region')
-				UNION ALL SELECT 'no parent: ' || c::text FROM app.child c
-				WHERE NOT EXISTS (SELECT FROM app.parent p WHERE p.id = c.parent) AND c.parent NOT IN ($undecided)) AS y (x)});
-
-		$self->violation("$region: $bad") if $bad ne '';
-		foreach my $line (split /\n/, slurp_file($r->node($region)->logfile))
-		{
-			$self->violation("$region log: $line")
-			  if $line =~ /PANIC|TRAP:|terminated by signal (?!9)|invalid page|could not read block|LOG:  .*corrupt/;
-		}
-	}
-	foreach my $why (keys %{ $self->{reasons} })
-	{
-		$self->violation("$self->{reasons}{$why} x $why") if $why =~ /^(?:XX|not refused)|\[XX/;
-	}
-	return;
+	$begun += $self->{told}{$_} foreach grep { $_ ne 'not begun' } keys %{ $self->{told} };
+	return $begun && int(100 * ($self->{told}{committed} // 0) / $begun);
 }
 
-# Told "committed": everywhere; told "aborted": nowhere; unknown: all or nothing.
-sub check_markers
+# number of faults that fired
+sub faults_fired
 {
 	my ($self) = @_;
-	my %there;
+	my $fired = 0;
 
-	foreach my $region ($self->r->regions)
-	{
-		$there{$_}{$region} = 1 foreach split /\n/, $self->r->psql($region, "SELECT txn FROM $region.marker");
-	}
-	foreach my $number (sort { $a <=> $b } keys %{ $self->{results} })
-	{
-		my $t = $self->{results}{$number};
-		my $n = grep { $there{$number}{$_} } @{ $t->{regions} };
-		my $all = @{ $t->{regions} };
-		my $wrong = $t->{told} eq 'committed' ? $n < $all : $t->{told} eq 'unknown' || $t->{told} eq 'silent' ? $n != 0 && $n < $all : $n > 0;
-
-		$t->{there} = $n > 0;
-		delete $there{$number};
-		$self->violation("transaction $number at $t->{gateway}, told $t->{told} ($t->{why}): $n of $all regions (@{ $t->{regions} }) have it") if $wrong;
-		$self->violation("transaction $number at $t->{gateway} hangs: $t->{why}") if $t->{told} eq 'silent';
-	}
-	$self->violation("nobody began transaction $_") foreach keys %there;
-	return;
+	$fired += $_->[1] // 0 foreach values %{ $self->nemesis->faults };
+	return $fired;
 }
 
-# Counters are the sum of the transactions that are there.
-sub check_counters
-{
-	my ($self) = @_;
-	my %expected;
-
-	foreach my $t (grep { $_->{there} } values %{ $self->{results} })
-	{
-		$expected{$_} += $t->{changes}{$_} foreach keys %{ $t->{changes} };
-	}
-	foreach my $id ($self->{plan}->lasting)
-	{
-		my $home = $self->{plan}->home($id);
-		my $resident = $self->r->psql($home, "SELECT n FROM $home.details WHERE id = $id");
-		my $want = $expected{"r$id"} // 0;
-
-		$self->violation("details $id counted $resident, not $want") if $resident ne $want;
-		foreach my $region ($self->r->regions)
-		{
-			my $global = $self->r->psql($region, "SELECT n FROM app.identity WHERE id = $id");
-
-			$want = $expected{"g$id"} // 0;
-			$self->violation("$region: identity $id counted $global, not $want") if $global ne $want;
-		}
-	}
-	return;
-}
+# "3 aborted, 5 committed"
+sub counts { my ($of) = @_; return join(', ', map { "$of->{$_} $_" } sort keys %$of); }
 
 # What happened, for the log.
 sub summary
 {
 	my ($self) = @_;
+	my $faults = $self->nemesis->faults;
+	my $armed = 0;
 	my @lines;
 
+	$armed += $_->[0] foreach values %$faults;
 	push @lines, "seed $self->{seed}, $self->{clients} clients, $self->{seconds} s";
-	push @lines, 'transactions: ' . join(', ', map { "$self->{told}{$_} $_" } sort keys %{ $self->{told} });
-	push @lines, 'misfortunes: ' . join(', ', map { "$self->{injected}{$_} $_" } sort keys %{ $self->{injected} // {} });
-	push @lines, "conflicts: $self->{conflicts}" if $self->{conflicts};
+	push @lines, 'transactions: ' . counts($self->{told}) . sprintf('; %d %% of those begun committed', $self->share_committed);
+	push @lines, "  $_: " . counts($self->{by_kind}{$_}) foreach sort keys %{ $self->{by_kind} };
+	push @lines, 'misfortunes: ' . counts($self->nemesis->fired);
+	push @lines, sprintf('faults: %d of %d fired: ', $self->faults_fired, $armed) . join(' ', sort grep { $faults->{$_}[1] } keys %$faults);
+	push @lines, "alone: $self->{alone}{committed} own transactions committed, $self->{alone}{excused} lost";
+	push @lines, "catch-up: $self->{noted} rows seen noted, $self->{shipped} shipped";
+	push @lines, 'conflicts: ' . counts($self->{conflicts});
 	push @lines, sprintf('all agreed after %.1f s', $self->{slowest});
 	push @lines, map { "$self->{reasons}{$_} x $_" } sort { $self->{reasons}{$b} <=> $self->{reasons}{$a} } keys %{ $self->{reasons} };
 	return @lines;

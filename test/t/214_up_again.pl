@@ -56,15 +56,16 @@ ok($r->poll('aus', q{SELECT bool_and(state = 'up' AND notes = 0) FROM residency.
 same('all copies are equal');
 like($r->psql('usa', q{SELECT shipped || ' ' || (since IS NOT NULL) || ' ' || coalesce(last_error, 'fine') FROM residency.catch_up WHERE region = 'aus'}),
 	qr/^(50|51) true fine$/, 'progress is told');
+cmp_ok($r->psql('usa', q{SELECT coalesce(rate, 0) FROM residency.catch_up WHERE region = 'aus'}), '>', 0, 'with how fast it went, also after a single batch');
 
 # --- while writes go on ------------------------------------------------------------------------------
 gone();
 $r->delay(20);
 $r->psql('usa', q{INSERT INTO app.item SELECT n, 'usa', 'missed' FROM generate_series(10001, 14000) n});
 my @writers = map { $r->session($_, on_error_stop => 0) } qw(usa gbr);
-$writers[$_]->query_safe("CREATE PROCEDURE public.go() LANGUAGE plpgsql AS \$\$
-	DECLARE stop timestamptz := clock_timestamp() + '4s'; n int := 0; BEGIN
-		WHILE clock_timestamp() < stop LOOP
+$writers[$_]->query_safe("CREATE TABLE public.stop (); CREATE PROCEDURE public.go() LANGUAGE plpgsql AS \$\$
+	DECLARE n int := 0; BEGIN
+		WHILE NOT EXISTS (SELECT FROM public.stop) LOOP
 			n := n + 1;
 			BEGIN
 				INSERT INTO app.item VALUES (100000 + 100000 * $_ + n, (ARRAY['usa', 'gbr'])[n % 2 + 1], 'w') ON CONFLICT DO NOTHING;
@@ -77,7 +78,9 @@ $writers[$_]->query_safe("CREATE PROCEDURE public.go() LANGUAGE plpgsql AS \$\$
 $writers[$_]->query_until(qr/go/, "\\echo go\nCALL public.go();\n") foreach 0, 1;
 sleep(0.5);
 returned();
-ok(up($_), "$_: up while writers are at work") foreach qw(usa gbr);
+ok($r->poll($_, q{SELECT state = 'up' FROM residency.catch_up WHERE region = 'aus'}), "$_: up") foreach qw(usa gbr);
+is(join('', map { $r->psql($_, q{SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND query ~ '^CALL public.go'}) } qw(usa gbr)), '11', 'while writers are at work');
+$r->psql($_, 'INSERT INTO public.stop DEFAULT VALUES') foreach qw(usa gbr);
 $_->query_safe('SELECT 1') foreach @writers;
 ok($r->poll('usa', q{SELECT notes = 0 FROM residency.catch_up WHERE region = 'aus'}), 'and nothing is left when they stop');
 same('all copies are equal');

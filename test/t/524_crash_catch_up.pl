@@ -6,29 +6,13 @@ use warnings;
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
-use Time::HiRes qw(sleep);
 
 use Crash;
 use People;
 
 my $c = Crash->start(conf => "residency.commit_timeout = 1s\nresidency.connect_timeout = 2s\nresidency.away_after = 500ms\n");
 my $r = $c->r;
-my $n = 0;
-
 People::make($r);
-
-# usa and gbr write rows while aus is away, and note them at both homes
-sub miss_something
-{
-	my ($first, $last) = (++$n * 100, $n * 100 + 9);
-
-	$r->away('aus');
-	$r->poll($_, q{SELECT state = 'away' FROM residency.regions WHERE name = 'aus'}) or die "aus is not away for $_" foreach qw(usa gbr);
-	$r->psql('usa', "INSERT INTO app.identity SELECT n, (ARRAY['usa', 'gbr'])[n % 2 + 1], 'missed' FROM generate_series($first, $last) n");
-	$r->psql('gbr', "DELETE FROM app.identity WHERE id = $first; UPDATE app.identity SET note = 'changed' WHERE id = $last");
-	is($r->psql('aus', "SELECT count(*) FROM app.identity WHERE id BETWEEN $first AND $last"), 0, 'aus has missed something');
-	return;
-}
 
 foreach my $case (
 	[ 'usa', 'ship_begins', 'crash_backend' ], [ 'gbr', 'ship_answered', 'error' ],
@@ -41,7 +25,7 @@ foreach my $case (
 	my ($region, $point, $action) = @$case;
 	my $name = "$region, $action at \"$point\"";
 
-	miss_something();
+	$c->miss_something;
 	$r->arm($region, "$point:$action");
 	$r->back('aus');
 	eval { $r->wait_fired($region); 1 } or fail("$name: $@");

@@ -116,9 +116,48 @@ becomes($_, 'gbr', 'up', "and back for $_") foreach 'usa', 'aus';
 becomes('gbr', $_, 'up', "it sees $_ itself") foreach 'usa', 'aus';
 
 # --- the worker goes, and comes ------------------------------------------------------------------
+my $of_worker = q{FROM pg_stat_activity WHERE backend_type = 'residency health'};
+my $writer = $r->session('usa', on_error_stop => 0);
+my $n = 1000;
+
+# ends usa's health worker, and writes until another one has taken over; returns the states seen
+sub end_worker
+{
+	my $old = $r->psql('usa', "SELECT pid $of_worker");
+	my $end = time + 30;
+	my $last = $n + 10;
+	my (%states, $new);
+
+	$r->psql('usa', "SELECT pg_terminate_backend($old)");
+	do
+	{
+		$n++;
+		$writer->query("INSERT INTO app.identity VALUES ($n, 'usa')");
+		$states{ $r->psql('usa', q{SELECT coalesce(string_agg(state, ' '), 'none') FROM residency.region_states() WHERE region = 'gbr'}) } = 1;
+		$new = $r->psql('usa', "SELECT min(pid) $of_worker AND pid <> $old AND backend_start < now() - interval '1 second'");
+	} until ($new ne '' && $n >= $last || time > $end);
+	return ($new ne '' ? 'another worker' : 'no worker') . ': ' . join(', ', sort keys %states);
+}
+
+$r->relay->hold($_) foreach 'usa>gbr', 'gbr>usa';
+becomes('usa', 'gbr', 'away', 'a region is away');
+is(end_worker(), 'another worker: away', 'the end of a health worker does not undo what it found out');
+is($writer->{stderr}, '', 'and writes here go on all the time');
+logged('usa', 'x');
+is(state('usa', 'gbr'), 'away', 'the next worker goes on with that');
+isnt($r->psql('usa', q{SELECT problem FROM residency.regions WHERE name = 'gbr'}), '', 'and with the reason');
+$r->relay->resume($_) foreach 'usa>gbr', 'gbr>usa';
+becomes('usa', 'gbr', 'up', 'and sees that the region is back');
+is(logged('usa', 'region "gbr" is away'), 0, 'it did not go away anew');
+is(end_worker(), 'another worker: up', 'nor does a worker\'s end make a region away');
+$writer->quit;
+
 $r->relay->hold('usa>gbr');
 becomes('usa', 'gbr', 'away', 'a region is away');
-$r->conf('usa', 'residency.workers = off');
+
+# one that is ended at that moment does not know why, and nobody follows
+$r->node('usa')->append_conf('postgresql.conf', 'residency.workers = off');
+$r->psql('usa', "SELECT pg_terminate_backend(pid), pg_reload_conf() $of_worker");
 ok($r->poll('usa', 'SELECT count(*) = 0 FROM residency.region_states()'), 'without a worker nobody knows');
 $r->relay->resume('usa>gbr');
 is($session->query($all), '3', 'and statements find out by themselves');

@@ -49,19 +49,23 @@ sub own_work
 	);
 }
 
-# Test: all of that succeeds without waiting for anybody
+# Test: all of that succeeds without waiting for anybody.  No line is there, so who waits for a
+# region waits until a time-out, of a second at least; one statement that a busy machine delays is none.
 sub works_alone
 {
 	my ($here, $how) = @_;
 	my $session = $r->warm($here);
+	my @times;
 
 	foreach my $sql (own_work($here))
 	{
 		my ($trips, $ms) = $r->round_trips($here, $sql);
 		is($session->{stderr}, '', "$here alone, others $how: $sql");
 		is($trips, 0, '... waits for no region');
-		cmp_ok($ms, '<', 80, '... at local speed');
+		cmp_ok($ms, '<', 500, '... nor for a time-out');
+		push @times, $ms;
 	}
+	cmp_ok((sort { $a <=> $b } @times)[ @times / 2 ], '<', 40, "$here alone, others $how: at local speed");
 	return;
 }
 
@@ -156,23 +160,45 @@ foreach my $at ($r->regions)
 {
 	ok(becomes($at, $_, 'away'), "$at knows that $_ is silent") foreach grep { $_ ne $at } $r->regions;
 }
-works_alone($_, 'silent') foreach $r->regions;
-fails_at_once('aus', 'silent');
+foreach my $at ($r->regions)
+{
+	works_alone($at, 'silent');
+	fails_at_once($at, 'silent');
+}
 all_back('silent');
 
+# what a region that has just started takes the others for, until they are all away, at "which: states"
+sub states_until_away
+{
+	my ($here) = @_;
+	my (%seen, $last);
+	my $end = time + 60;
+
+	do
+	{
+		$last = $r->psql($here, "SELECT region, state FROM residency.region_states() ORDER BY 1");
+		$seen{$_} = 1 foreach split /\n/, $last;
+	} until (2 == (() = $last =~ /\|away$/mg) || time > $end);
+	return join(' ', sort keys %seen);
+}
+
 # --- both others are stopped ---------------------------------------------------------------------
-foreach my $here ('aus')
+foreach my $here ($r->regions)
 {
 	my @others = grep { $_ ne $here } $r->regions;
 
+	# sessions of servers that stop do not outlive them
+	foreach my $region (keys %{ $r->{sessions} }) { (delete $r->{sessions}{$region})->quit; }
 	$r->warm($here, 'SELECT count(*) FROM app.details');
 	$r->stop($_, 'immediate') foreach @others;
 	ok(becomes($here, $_, 'away'), "$here knows that $_ has stopped") foreach @others;
 	works_alone($here, 'stopped');
 	fails_at_once($here, 'stopped');
+	(delete $r->{sessions}{$here})->quit;
 	$r->restart($here);
-	delete $r->{sessions}{$here};
-	ok(becomes($here, $_, 'away'), "$here finds it out again after a restart of its own") foreach @others;
+
+	# what it has noted says that they lack something: they do not count as up in between
+	is(states_until_away($here) =~ s/\S+\|(?:catching up|away) ?//gr, '', "$here finds it out again after a restart of its own, and never took them to be up");
 	works_alone($here, 'stopped');
 	$r->start($_) foreach @others;
 	all_back('stopped');

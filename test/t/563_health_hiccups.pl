@@ -48,15 +48,26 @@ for my $n (1 .. 3)
 is(how_often('is away'), 0, 'a silence of 3 s is no absence, however often it comes');
 
 # --- a long silence ---------------------------------------------------------------------------
-my $start = time;
-$r->relay->away('usa>gbr');
-ok(becomes('usa', 'gbr', 'away'), 'a line that is cut makes the region away');
-cmp_ok(time - $start, '>', 3.5, 'not before its time');
-cmp_ok(time - $start, '<', 8, 'but in time');
-$r->relay->back('usa>gbr');
-ok(becomes('usa', 'gbr', 'up'), 'the line is mended');
-is(how_often('is away'), 1, 'it went away once');
-is($session->query($all), '2', 'and is used again');
+# with the default of 5 s, and a ping each second; "away" of the relay cuts, "hold" keeps silent
+my $start;
+foreach my $case ([ 'away', 'back', 'is cut' ], [ 'hold', 'resume', 'is silent' ])
+{
+	my ($break, $mend, $what) = @$case;
+	my $times = how_often('is away');
+
+	$start = time;
+	$r->relay->$break('usa>gbr');
+	ok(becomes('usa', 'gbr', 'away'), "a line that $what makes the region away");
+	cmp_ok(time - $start, '>', 3.5, 'not before its time');
+	cmp_ok(time - $start, '<', 8, 'but in time');
+	my ($silent) = reverse slurp_file($r->node('usa')->logfile, $before) =~ /region "gbr" is away: no answer for (\d+) ms/g;
+	cmp_ok($silent, '>', 5000, 'after the time that is set');
+	cmp_ok($silent, '<', 6500, 'and a ping');
+	$r->relay->$mend('usa>gbr');
+	ok(becomes('usa', 'gbr', 'up'), 'the line is mended');
+	is(how_often('is away') - $times, 1, 'it went away once');
+	is($session->query($all), '2', 'and is used again');
+}
 
 # --- from here on faster ------------------------------------------------------------------------
 $r->conf($_, 'residency.away_after = 1s') foreach $r->regions;

@@ -102,7 +102,7 @@ sub settled
 	{
 		@left = map {
 			my $n = $r->psql($_, "SELECT (SELECT count(*) FROM pg_prepared_xacts)
-				+ (SELECT count(*) FROM residency.transaction t JOIN residency.self s ON t.origin = s.region)");
+				+ (SELECT count(*) FROM residency.transaction)");
 			$n ? "$_: $n" : ()
 		} @all;
 		sleep(0.1) if @left;

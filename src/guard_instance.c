@@ -1,0 +1,166 @@
+/*
+ * guard_instance.c
+ *		One server at a time acts for a gateway.
+ *
+ * A copy of a gateway's whole server (base backup, snapshot of its disks, an old primary that came
+ * back) has its incarnation and its secrets, and nothing in it tells it from a failover.  Left alone
+ * it would take what the original has prepared for its own, find neither a running transaction
+ * nor a decision, and roll it back.
+ *
+ * So each server draws a random number when it starts, its instance, and tells it with hello.
+ * While sessions of one instance of a gateway are here, another one is refused.  After a restart or a
+ * failover the sessions of the one before end by themselves, at once when its processes are gone, and at the
+ * latest when its pings have ceased (remote_health_gateway.c); whoever comes earlier waits a moment for
+ * that, and is refused then.
+ */
+#include "guard_internal.h"
+
+#include "access/twophase.h"
+#include "miscadmin.h"
+#include "storage/ipc.h"
+#include "storage/lwlock.h"
+#include "storage/proc.h"
+#include "storage/shmem.h"
+#include "utils/timestamp.h"
+
+#define LOCK_TRANCHE "residency instances"
+
+/* how long the sessions of another instance are given to end, and how often that is looked at */
+#define LEAVE_MS 1500
+#define LEAVE_LOOK_MS 10
+
+/* one process that serves a gateway */
+typedef struct ServedGateway
+{
+	Oid			database;		/* InvalidOid: it serves none */
+	uint64		instance;
+	NameData	gateway;
+} ServedGateway;
+
+typedef struct InstanceShared
+{
+	LWLock	   *lock;
+	uint64		instance;		/* of this server */
+	ServedGateway served[FLEXIBLE_ARRAY_MEMBER];	/* by number of the process */
+} InstanceShared;
+
+static InstanceShared *shared = NULL;
+static shmem_request_hook_type next_shmem_request = NULL;
+static shmem_startup_hook_type next_shmem_startup = NULL;
+
+/* the instance of this server, 0 if it has none */
+uint64
+residency_guard_instance(void)
+{
+	return shared != NULL ? shared->instance : 0;
+}
+
+/* before_shmem_exit */
+static void
+leave(int code, Datum arg)
+{
+	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+	shared->served[DatumGetInt32(arg)].database = InvalidOid;
+	LWLockRelease(shared->lock);
+}
+
+/* enters this process, unless one serves another instance of that gateway; true if it did */
+static bool
+enter(const char *gateway, uint64 instance)
+{
+	ServedGateway *own = &shared->served[compat_proc_number(MyProc)];
+	bool		alone = true;
+
+	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+	for (int i = 0; i < compat_max_procs() && alone; i++)
+	{
+		ServedGateway *other = &shared->served[i];
+
+		alone = other == own || other->database != MyDatabaseId || other->instance == instance ||
+			strcmp(NameStr(other->gateway), gateway) != 0;
+	}
+	if (alone)
+	{
+		own->database = MyDatabaseId;
+		own->instance = instance;
+		strlcpy(NameStr(own->gateway), gateway, NAMEDATALEN);
+	}
+	LWLockRelease(shared->lock);
+	return alone;
+}
+
+/*
+ * This session serves that instance of a gateway from now on; throws if another instance of it is
+ * served here.  0 stands for none, and is not looked at.
+ */
+void
+residency_guard_serve(const char *gateway, uint64 instance)
+{
+	static bool registered = false;
+	TimestampTz end = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), LEAVE_MS);
+
+	if (shared == NULL || instance == 0)
+		return;
+	if (!registered)
+		before_shmem_exit(leave, Int32GetDatum(compat_proc_number(MyProc)));
+	registered = true;
+	while (!enter(gateway, instance))
+	{
+		CHECK_FOR_INTERRUPTS();
+		if (GetCurrentTimestamp() > end)
+			ereport(ERROR,
+					(errcode(ERRCODE_SQLSERVER_REJECTED_ESTABLISHMENT_OF_SQLCONNECTION),
+					 errmsg("another server acts for gateway \"%s\" here", gateway),
+					 errhint("A copy of a region's server must be started with residency.workers = off, and run residency.renew(). After a failover the sessions of the old server end within residency.away_after.")));
+		pg_usleep(LEAVE_LOOK_MS * 1000L);
+	}
+}
+
+/* bytes of shared memory */
+static Size
+shared_size(void)
+{
+	return add_size(offsetof(InstanceShared, served), mul_size(compat_max_procs(), sizeof(ServedGateway)));
+}
+
+/* shmem_request_hook */
+static void
+request_shmem(void)
+{
+	if (next_shmem_request)
+		next_shmem_request();
+	RequestAddinShmemSpace(MAXALIGN(shared_size()));
+	RequestNamedLWLockTranche(LOCK_TRANCHE, 1);
+}
+
+/* shmem_startup_hook; a crash that restarts all processes makes a new instance, too */
+static void
+start_shmem(void)
+{
+	bool		found;
+
+	if (next_shmem_startup)
+		next_shmem_startup();
+	LWLockAcquire(AddinShmemInitLock, LW_EXCLUSIVE);
+	shared = ShmemInitStruct(LOCK_TRANCHE, shared_size(), &found);
+	if (!found)
+	{
+		memset(shared, 0, shared_size());
+		shared->lock = &GetNamedLWLockTranche(LOCK_TRANCHE)->lock;
+		if (!pg_strong_random(&shared->instance, sizeof(shared->instance)))
+			ereport(FATAL,
+					(errcode(ERRCODE_INTERNAL_ERROR),
+					 errmsg("no random number could be made")));
+	}
+	LWLockRelease(AddinShmemInitLock);
+}
+
+/* called while the library is preloaded */
+void
+residency_guard_instance_init(void)
+{
+	next_shmem_request = shmem_request_hook;
+	shmem_request_hook = request_shmem;
+	next_shmem_startup = shmem_startup_hook;
+	shmem_startup_hook = start_shmem;
+}
