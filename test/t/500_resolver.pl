@@ -133,6 +133,7 @@ soon_clean('after set-up');
 
 # --- traces that a backend left because it ended ---------------------------------------------------------
 {
+	ok($r->poll('usa', q{SELECT count(*) = 0 FROM residency.regions WHERE state <> 'up'}), 'all are up again');
 	my $session = $r->session('usa');
 
 	$session->query_safe("SELECT app.add(900 + i, 'gbr', 'x') FROM generate_series(1, 20) i");
