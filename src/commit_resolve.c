@@ -409,7 +409,8 @@ decisions_left(void)
 	(void) residency_resolve_round(NULL, residency_connect_timeout);
 	residency_spi_as_owner("SELECT FROM residency.transaction t JOIN residency.self s "
 						   "ON s.region::pg_catalog.text OPERATOR(pg_catalog.=) t.origin "
-						   "UNION ALL SELECT FROM residency.joining", 0, NULL, NULL, true);
+						   "UNION ALL SELECT FROM residency.joining", 0, NULL, NULL,
+						   false);	/* sees what the round has deleted */
 	return SPI_processed;
 }
 
