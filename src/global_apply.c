@@ -25,6 +25,7 @@
 #include "utils/rel.h"
 
 #include "global_backlog.h"
+#include "global_target.h"
 #include "guard.h"
 #include "regions.h"
 

@@ -67,6 +67,7 @@
 #include "compat.h"
 #include "fault.h"
 #include "global_backlog.h"
+#include "global_target.h"
 #include "guard.h"
 #include "regions.h"
 

@@ -24,6 +24,7 @@
 
 #include "commit_internal.h"
 #include "global_backlog.h"
+#include "global_target.h"
 #include "guard.h"
 #include "regions.h"
 #include "remote.h"

@@ -220,28 +220,6 @@ extern TriggerDesc *residency_triggers_for(Relation rel, ApplyScope scope);
 extern bool residency_trigger_waits(Trigger *trigger);
 extern Oid	residency_trigger_function(Trigger *trigger);
 
-/* global_target.c */
-typedef struct ApplyTarget
-{
-	Relation	rel;
-	Oid			index;			/* primary key */
-	ResultRelInfo *info;
-	TriggerDesc *triggers[SCOPE_COUNT];
-	GlobalText *text;
-	TupleTableSlot *image;		/* the row, or just its key, as received */
-	TupleTableSlot *found;		/* the row that is there, locked */
-	TupleTableSlot *other;		/* the row that is at a move's destination */
-	AttrNumber	region_attno;
-	FmgrInfo	region_out;		/* output function of the region column */
-	int			nkeys;
-	AttrNumber	keys[INDEX_MAX_KEYS];
-} ApplyTarget;
-
-extern void residency_target_open_all(ApplyRun *run, List *names, LOCKMODE lockmode);
-extern void residency_target_close_all(ApplyRun *run);
-extern void residency_target_apply(ApplyRun *run, ApplyTarget *target, ChangeReader *reader);
-extern void residency_target_clear(ApplyRun *run, ApplyTarget *target);
-
 /* global_recheck.c: rows whose foreign keys are checked with the batch's last piece */
 extern void residency_recheck_remember(Oid relid, ItemPointer old, ItemPointer new);
 extern void residency_recheck_all(void);

@@ -36,6 +36,7 @@
 #include "utils/varlena.h"
 
 #include "global_backlog.h"
+#include "global_target.h"
 #include "regions.h"
 
 /* Throws unless the relation is a declared global table: all others are closed. */

@@ -93,6 +93,8 @@ gone();
 $r->delay(5);
 my $writer = $r->session('usa', on_error_stop => 0);
 $writer->query_safe('SELECT 1');
+# gbr is silent for the gateway meanwhile, which shall not take it for away
+$r->conf('usa', "residency.away_after = 60s\n");
 $r->relay->trap('usa>gbr', 'out', 'hold_back', 'PREPARE TRANSACTION');
 $writer->query_until(qr/go/, "\\echo go\nUPDATE app.item SET note = 'doubt' WHERE id = 1;\n");
 $r->relay->wait_sprung('usa>gbr');
@@ -103,6 +105,7 @@ is($r->psql('gbr', q{SELECT state || notes FROM residency.catch_up WHERE region 
 is($r->psql('aus', 'SELECT note FROM app.item WHERE id = 1') eq 'doubt', '', 'and it has not got the row');
 $r->relay->resume('usa>gbr');
 $writer->query_safe('SELECT 1');
+$r->conf('usa', "residency.away_after = 5s\n");
 ok(up('gbr'), 'when the doubt is over it gets the row, and is up');
 $r->psql('usa', q{SELECT residency.set_region_state('aus', 'catching up')});
 ok(up('usa'), 'the gateway follows');

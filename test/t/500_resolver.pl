@@ -96,6 +96,7 @@ soon_clean('after set-up');
 
 # --- a region is away when it should commit: finished once it is back ---------------------------
 {
+	$log_start{usa} = -s $r->node('usa')->logfile;
 	$r->relay->trap('usa>gbr', 'out', 'cut', 'COMMIT PREPARED');
 	my $session = start_adding();
 	$r->relay->wait_sprung('usa>gbr', 3);
