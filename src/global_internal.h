@@ -89,8 +89,7 @@ typedef enum NoteBase
 	BASE_ABSENT,				/* there was none */
 	BASE_TUPLE,					/* note->old is a copy of it */
 	BASE_VERSION,				/* note->version is its hash, the copy is gone */
-	BASE_OURS					/* this transaction has sent the row before, and
-								 * forgotten the note */
+	BASE_OURS					/* this transaction has sent it, and forgotten the note */
 } NoteBase;
 
 /* a global table that this transaction wrote */
@@ -132,8 +131,7 @@ typedef enum NoteKind
 typedef struct Note
 {
 	dlist_node	node;			/* in the order of first notes, see NOTE_MOVE */
-	dlist_node	deep_node;		/* in the list of notes that a subtransaction made or
-								 * sent; only if "deep" */
+	dlist_node	deep_node;		/* in that of what a subtransaction made or sent, if "deep" */
 	NoteTable  *table;
 	NoteKind	kind;
 	bool		deep;
@@ -197,8 +195,7 @@ typedef struct ApplyRun
 	int			limit;			/* lock timeout in force, ms; -1 none set yet */
 	bool		last;			/* no further piece of the same batch follows */
 	bool		many_owners;	/* the targets have more than one owner */
-	Oid			owner;			/* of the query to the trigger machinery that is open;
-								 * invalid: none is */
+	Oid			owner;			/* of the triggers' query that is open; invalid: none is */
 	bool		at_home;		/* the row at hand has its home here */
 	const char *home;			/* where it is; NULL: a copy takes what comes */
 	const char *table;			/* table at hand, for error reports */

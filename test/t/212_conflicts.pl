@@ -121,6 +121,36 @@ is($r->all_equal('SELECT note FROM app.item WHERE id = 4', 'the other row holds'
 is(conflicts('usa') . conflicts('aus'), '', 'indeed');
 all_up();
 
+# all three have made it, none of them knowing of another one
+apart();
+$r->away('gbr');
+$r->psql('usa', q{SELECT residency.set_region_state('gbr', 'away')});
+$r->psql('gbr', q{SELECT residency.set_region_state('usa', 'away')});
+$r->psql($_, "INSERT INTO app.item VALUES (7, '$_', 'from $_')") foreach $r->regions;
+$r->back('gbr');
+$r->psql('usa', q{SELECT residency.set_region_state('gbr', 'catching up')});
+$r->psql('gbr', q{SELECT residency.set_region_state('usa', 'catching up')});
+together();
+is(ship('gbr', 'usa'), 1, 'the second one ships to the third one first');
+is($r->psql('usa', 'SELECT note FROM app.item WHERE id = 7'), 'from gbr', 'and holds there');
+is(ship('usa', 'gbr') . ship('usa', 'aus'), '00', 'which has nothing to ship any more');
+is(ship('gbr', 'aus') . ship('aus', 'gbr') . ship('aus', 'usa'), '111', 'then it meets the first one');
+ship('gbr', 'usa');
+is($r->all_equal('SELECT region || note FROM app.item WHERE id = 7', 'whose row holds everywhere'), 'ausfrom aus', 'in the end');
+is(join(', ', map { $r->psql($_, q{SELECT string_agg(home || '>' || region || (row ->> 'note'), '+' ORDER BY home) FROM residency.conflicts}) } $r->regions),
+	'gbr>usafrom usa, aus>gbrfrom gbr+gbr>usafrom usa, aus>gbrfrom gbr', 'and both of the others are kept');
+$r->psql('usa', q{SELECT residency.set_region_state('gbr', 'up')});
+$r->psql('gbr', q{SELECT residency.set_region_state('usa', 'up')});
+all_up();
+$r->psql('gbr', q{SELECT residency.resolve_conflict('app.item', '{7}', 'stored', '{"id": 70}')});
+is(join(', ', map { $r->psql($_, q{SELECT string_agg(home || '>' || region, '+') FROM residency.conflicts}) } $r->regions), 'gbr>usa, gbr>usa, ', 'a decision is about one of them');
+$r->psql('gbr', q{UPDATE app.item SET note = 'free' WHERE id = 7});
+$r->psql('usa', q{SELECT residency.resolve_conflict('app.item', '{7}', 'stored', '{"id": 71}')});
+is($r->all_equal(q{SELECT string_agg(concat_ws(' ', id, region, note), ', ' ORDER BY id) FROM app.item WHERE id IN (7, 70, 71)}, 'all copies are equal'),
+	'7 aus free, 70 gbr from gbr, 71 usa from usa', 'and nothing is lost');
+is(conflicts('usa') . conflicts('aus') . conflicts('gbr'), '', 'when all is decided');
+all_up();
+
 # --- a second unique key --------------------------------------------------------------------------------
 $r->psql('usa', q{INSERT INTO app.mail VALUES (1, 'usa', 'a'), (2, 'usa', 'b')});
 apart();
