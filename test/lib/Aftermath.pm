@@ -71,6 +71,14 @@ sub read_conflicts
 
 	$t->{conflict_keys} = {};
 	$t->{conflicts} = {};
+	# rows made apart that stay where they were made until somebody decides, for what refers to them there
+	foreach my $region ($t->r->regions)
+	{
+		foreach my $row (rows($t, $region, q{SELECT relation, key[1] FROM residency.conflicts WHERE kind = 'key' AND constraint_name IS NOT NULL}))
+		{
+			$t->{conflict_keys}{"$row->[0] stands"}{ $row->[1] } = 1;
+		}
+	}
 	foreach my $c (conflicts($t))
 	{
 		my $where = join(' ', sort @{ $c->{known} });
@@ -272,14 +280,15 @@ sub check_counters
 }
 
 # Copies are equal in all regions, but for rows that broke a constraint: these are in
-# residency.conflicts, in their home, and nowhere else.  Of rows made apart one holds everywhere.
+# residency.conflicts, in their home, and nowhere else.  Of rows made apart one holds everywhere, but
+# where the other one has residents.
 sub check_copies
 {
 	my ($t) = @_;
 
 	foreach my $table (qw(app.identity app.parent app.child app.made))
 	{
-		my $but = keys_of($t, $table, 'unique|reference|other');
+		my $but = keys_of($t, $table, 'unique|reference|other|stands');
 		my %rows;
 
 		foreach my $region ($t->r->regions)
