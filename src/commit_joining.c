@@ -184,13 +184,11 @@ found_by(ResolveRound *round, ResolveFilter wanted, Oid serverid)
 	return NULL;
 }
 
-/* true if nothing is left to do about the call */
+/* true if nothing is left to do about the call; "due": newcomers that have not joined are asked in
+ * this round */
 static bool
-finish_attempt(ResolveRound *round, ResolveFilter wanted, const Attempt *attempt)
+finish_attempt(ResolveRound *round, ResolveFilter wanted, const Attempt *attempt, bool due)
 {
-	static TimestampTz retry_at = 0;
-	bool		finished;
-
 	if (residency_resolve_is_running(strtoull(attempt->xid, NULL, 10)))
 		return false;
 	if (attempt->joined)
@@ -201,12 +199,7 @@ finish_attempt(ResolveRound *round, ResolveFilter wanted, const Attempt *attempt
 			return false;
 		return there->reached || finish_by_admin(round, attempt);
 	}
-	if (wanted != NULL && retry_at > GetCurrentTimestamp())
-		return false;
-	finished = finish_by_admin(round, attempt);
-	if (!finished)
-		retry_at = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), JOIN_PAUSE_MS);
-	return finished;
+	return due && finish_by_admin(round, attempt);
 }
 
 /*
@@ -216,6 +209,9 @@ finish_attempt(ResolveRound *round, ResolveFilter wanted, const Attempt *attempt
 void
 residency_resolve_joining(ResolveRound *round, ResolveFilter wanted)
 {
+	static TimestampTz retry_at = 0;
+	/* decided once, so that one newcomer that is gone for good holds up no other */
+	bool		due = wanted == NULL || retry_at <= GetCurrentTimestamp();
 	ListCell   *lc;
 
 	/* the original finishes it */
@@ -225,7 +221,7 @@ residency_resolve_joining(ResolveRound *round, ResolveFilter wanted)
 	{
 		Attempt    *attempt = lfirst(lc);
 
-		if (finish_attempt(round, wanted, attempt))
+		if (finish_attempt(round, wanted, attempt, due))
 		{
 			Oid			type = TEXTOID;
 			Datum		xid = CStringGetTextDatum(attempt->xid);
@@ -234,7 +230,11 @@ residency_resolve_joining(ResolveRound *round, ResolveFilter wanted)
 			residency_spi_as_owner(FORGET_ATTEMPT, 1, &type, &xid, false);
 		}
 		else
+		{
+			if (due)
+				retry_at = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), JOIN_PAUSE_MS);
 			residency_resolve_result(round, attempt->region, NULL, "joining", NULL);
+		}
 	}
 }
 
