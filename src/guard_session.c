@@ -339,7 +339,7 @@ fault_at_verdict(Node *stmt, bool before)
 {
 	TransactionStmtKind kind;
 
-	if (!IsA(stmt, TransactionStmt))
+	if (!IsA(stmt, TransactionStmt) || residency_session_gateway() == NULL)
 		return;
 	kind = ((TransactionStmt *) stmt)->kind;
 	if (kind == TRANS_STMT_COMMIT_PREPARED && before)
@@ -363,7 +363,10 @@ session_ProcessUtility(PlannedStmt *pstmt, const char *queryString, bool readOnl
 
 	if (!serves_gateway())
 	{
+		/* an administrator's session is not guarded, but crashes like any other */
+		fault_at_verdict(pstmt->utilityStmt, true);
 		next(pstmt, queryString, readOnlyTree, context, params, queryEnv, dest, qc);
+		fault_at_verdict(pstmt->utilityStmt, false);
 		return;
 	}
 	role = context == PROCESS_UTILITY_TOPLEVEL ? role_to_take(pstmt->utilityStmt) : NULL;
