@@ -146,10 +146,11 @@ commit_alone(RemoteRegion *region)
 	req = residency_pipeline_add(region, REMOTE_KIND_STATEMENT, "COMMIT", 0, NULL, 0, -1);
 	region->decision = req;
 	region->ending = true;
-	residency_remote_flush();
-	RESIDENCY_FAULT(alone_sent);
 	PG_TRY();
 	{
+		/* an error in here may come when COMMIT is on its way */
+		residency_remote_flush();
+		RESIDENCY_FAULT(alone_sent);
 		residency_wait_until_answered(req);
 	}
 	PG_CATCH();

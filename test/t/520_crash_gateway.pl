@@ -69,6 +69,7 @@ $c->case("DDL: gateway, crash_server at \"$_\"", work => 'table', at => "$_:cras
 $c->case('DDL: gateway, error at "prepared"', work => 'table', at => 'prepared:error', outcome => 'none', told => 'aborted');
 
 # the one region of a transaction that wrote nowhere else: its COMMIT has arrived, or never does
+$c->case('one region alone: gateway, error at "alone_sent", COMMIT arrived', work => 'alone', at => 'alone_sent:error', outcome => 'all', told => '08007');
 foreach my $action (@crashes)
 {
 	$c->case("one region alone: gateway, $action at \"alone_sent\", COMMIT arrived", work => 'alone', at => 'alone_sent:hold', outcome => 'all', told => 'lost',
