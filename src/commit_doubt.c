@@ -36,7 +36,6 @@
 #include "storage/lock.h"
 #include "storage/lwlock.h"
 #include "storage/proc.h"
-#include "storage/shmem.h"
 #include "utils/acl.h"
 #include "utils/inval.h"
 #include "utils/memutils.h"
@@ -48,6 +47,7 @@
 #include "commit.h"
 #include "regions.h"
 #include "regions_internal.h"
+#include "shared_memory.h"
 
 /* class bits of a wait event */
 #define WAIT_CLASS_MASK 0xFF000000U
@@ -97,8 +97,6 @@ typedef struct DoubtSlot
 } DoubtSlot;
 
 static DoubtSlot *slots = NULL;
-static shmem_request_hook_type next_shmem_request = NULL;
-static shmem_startup_hook_type next_shmem_startup = NULL;
 static emit_log_hook_type next_emit_log = NULL;
 
 /* this process's slot; NULL while it is none of the server's */
@@ -430,41 +428,21 @@ slots_size(void)
 	return mul_size(compat_max_procs(), sizeof(DoubtSlot));
 }
 
-/* shmem_request_hook */
+/* see shared_memory.h */
 static void
-request_shmem(void)
+start_slots(void *memory, LWLock *lock)
 {
-	if (next_shmem_request)
-		next_shmem_request();
-	RequestAddinShmemSpace(MAXALIGN(slots_size()));
-}
+	DoubtSlot  *all = memory;
 
-/* shmem_startup_hook */
-static void
-start_shmem(void)
-{
-	bool		found;
-
-	if (next_shmem_startup)
-		next_shmem_startup();
-	LWLockAcquire(AddinShmemInitLock, LW_EXCLUSIVE);
-	slots = ShmemInitStruct("residency doubt", slots_size(), &found);
-	for (int i = 0; !found && i < compat_max_procs(); i++)
-	{
-		memset(&slots[i], 0, sizeof(DoubtSlot));
-		slots[i].limit = -1;
-	}
-	LWLockRelease(AddinShmemInitLock);
+	for (int i = 0; i < compat_max_procs(); i++)
+		all[i].limit = -1;
 }
 
 /* called while the library is preloaded */
 void
 residency_doubt_init(void)
 {
-	next_shmem_request = shmem_request_hook;
-	shmem_request_hook = request_shmem;
-	next_shmem_startup = shmem_startup_hook;
-	shmem_startup_hook = start_shmem;
+	residency_shared_memory("residency doubt", slots_size, (void **) &slots, start_slots);
 	next_emit_log = emit_log_hook;
 	emit_log_hook = translate_report;
 	RegisterXactCallback(transaction_callback, NULL);

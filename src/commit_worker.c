@@ -19,14 +19,13 @@
 #include "executor/spi.h"
 #include "funcapi.h"
 #include "miscadmin.h"
-#include "storage/ipc.h"
 #include "storage/lwlock.h"
-#include "storage/shmem.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
 #include "utils/timestamp.h"
 
 #include "regions.h"
+#include "shared_memory.h"
 #include "worker.h"
 
 PG_FUNCTION_INFO_V1(residency_resolver_actions);
@@ -34,7 +33,6 @@ PG_FUNCTION_INFO_V1(residency_wake_resolver);
 
 /* actions remembered, of all databases of the server together */
 #define ACTIONS 256
-#define LOCK_TRANCHE "residency resolver"
 
 /* each step of a round waits this long at most for answers */
 #define STEP_TIMEOUT_MS 3000
@@ -68,36 +66,20 @@ typedef struct RegionMemory
 } RegionMemory;
 
 static ResolverShared *shared = NULL;
-static shmem_request_hook_type next_shmem_request = NULL;
-static shmem_startup_hook_type next_shmem_startup = NULL;
 static RegionMemory memories[RESIDENCY_MAX_REGIONS];
 
-/* shmem_request_hook */
-static void
-request_shmem(void)
+/* see shared_memory.h */
+static Size
+shared_size(void)
 {
-	if (next_shmem_request)
-		next_shmem_request();
-	RequestAddinShmemSpace(MAXALIGN(sizeof(ResolverShared)));
-	RequestNamedLWLockTranche(LOCK_TRANCHE, 1);
+	return sizeof(ResolverShared);
 }
 
-/* shmem_startup_hook */
+/* see shared_memory.h */
 static void
-start_shmem(void)
+start_shared(void *memory, LWLock *lock)
 {
-	bool		found;
-
-	if (next_shmem_startup)
-		next_shmem_startup();
-	LWLockAcquire(AddinShmemInitLock, LW_EXCLUSIVE);
-	shared = ShmemInitStruct("residency resolver", sizeof(ResolverShared), &found);
-	if (!found)
-	{
-		memset(shared, 0, sizeof(ResolverShared));
-		shared->lock = &GetNamedLWLockTranche(LOCK_TRANCHE)->lock;
-	}
-	LWLockRelease(AddinShmemInitLock);
+	((ResolverShared *) memory)->lock = lock;
 }
 
 /*
@@ -421,8 +403,5 @@ residency_resolver_main(void)
 void
 residency_resolver_init(void)
 {
-	next_shmem_request = shmem_request_hook;
-	shmem_request_hook = request_shmem;
-	next_shmem_startup = shmem_startup_hook;
-	shmem_startup_hook = start_shmem;
+	residency_shared_memory("residency resolver", shared_size, (void **) &shared, start_shared);
 }

@@ -12,16 +12,15 @@
 #include "miscadmin.h"
 #include "storage/ipc.h"
 #include "storage/lwlock.h"
-#include "storage/shmem.h"
 #include "utils/builtins.h"
 #include "utils/timestamp.h"
 
 #include "global_catchup.h"
+#include "shared_memory.h"
 
 PG_FUNCTION_INFO_V1(residency_catch_up_progress);
 
 #define PROGRESS_SLOTS	512
-#define PROGRESS_NAME	"residency catch-up"
 #define PROGRESS_ERROR	256
 
 /* after so many µs without notes another catch-up begins */
@@ -46,45 +45,26 @@ typedef struct ProgressShared
 
 static ProgressShared *shared = NULL;
 
-static shmem_request_hook_type next_shmem_request = NULL;
-static shmem_startup_hook_type next_shmem_startup = NULL;
 
-/* asks for the memory and the lock */
-static void
-progress_request(void)
+/* see shared_memory.h */
+static Size
+shared_size(void)
 {
-	if (next_shmem_request)
-		next_shmem_request();
-	RequestAddinShmemSpace(sizeof(ProgressShared));
-	RequestNamedLWLockTranche(PROGRESS_NAME, 1);
+	return sizeof(ProgressShared);
 }
 
-/* makes them, or finds them */
+/* see shared_memory.h */
 static void
-progress_startup(void)
+start_shared(void *memory, LWLock *lock)
 {
-	bool		found;
-
-	if (next_shmem_startup)
-		next_shmem_startup();
-	LWLockAcquire(AddinShmemInitLock, LW_EXCLUSIVE);
-	shared = ShmemInitStruct(PROGRESS_NAME, sizeof(ProgressShared), &found);
-	if (!found)
-	{
-		memset(shared, 0, sizeof(ProgressShared));
-		shared->lock = &GetNamedLWLockTranche(PROGRESS_NAME)->lock;
-	}
-	LWLockRelease(AddinShmemInitLock);
+	((ProgressShared *) memory)->lock = lock;
 }
 
-/* installs the hooks that set the memory up; called once from residency_global_init */
+/* called once from residency_global_init */
 void
 residency_progress_init(void)
 {
-	next_shmem_request = shmem_request_hook;
-	shmem_request_hook = progress_request;
-	next_shmem_startup = shmem_startup_hook;
-	shmem_startup_hook = progress_startup;
+	residency_shared_memory("residency catch-up", shared_size, (void **) &shared, start_shared);
 }
 
 /* slot of a region of this database, claimed if there is none; NULL if all are taken.  The

@@ -20,10 +20,9 @@
 #include "storage/ipc.h"
 #include "storage/lwlock.h"
 #include "storage/proc.h"
-#include "storage/shmem.h"
 #include "utils/timestamp.h"
 
-#define LOCK_TRANCHE "residency instances"
+#include "shared_memory.h"
 
 /* how long the sessions of another instance are given to end, and how often that is looked at */
 #define LEAVE_MS 1500
@@ -45,8 +44,6 @@ typedef struct InstanceShared
 } InstanceShared;
 
 static InstanceShared *shared = NULL;
-static shmem_request_hook_type next_shmem_request = NULL;
-static shmem_startup_hook_type next_shmem_startup = NULL;
 
 /* the instance of this server, 0 if it has none */
 uint64
@@ -123,44 +120,22 @@ shared_size(void)
 	return add_size(offsetof(InstanceShared, served), mul_size(compat_max_procs(), sizeof(ServedGateway)));
 }
 
-/* shmem_request_hook */
+/* see shared_memory.h; a crash that restarts all processes makes a new instance, too */
 static void
-request_shmem(void)
+start_shared(void *memory, LWLock *lock)
 {
-	if (next_shmem_request)
-		next_shmem_request();
-	RequestAddinShmemSpace(MAXALIGN(shared_size()));
-	RequestNamedLWLockTranche(LOCK_TRANCHE, 1);
-}
+	InstanceShared *fresh = memory;
 
-/* shmem_startup_hook; a crash that restarts all processes makes a new instance, too */
-static void
-start_shmem(void)
-{
-	bool		found;
-
-	if (next_shmem_startup)
-		next_shmem_startup();
-	LWLockAcquire(AddinShmemInitLock, LW_EXCLUSIVE);
-	shared = ShmemInitStruct(LOCK_TRANCHE, shared_size(), &found);
-	if (!found)
-	{
-		memset(shared, 0, shared_size());
-		shared->lock = &GetNamedLWLockTranche(LOCK_TRANCHE)->lock;
-		if (!pg_strong_random(&shared->instance, sizeof(shared->instance)))
-			ereport(FATAL,
-					(errcode(ERRCODE_INTERNAL_ERROR),
-					 errmsg("no random number could be made")));
-	}
-	LWLockRelease(AddinShmemInitLock);
+	fresh->lock = lock;
+	if (!pg_strong_random(&fresh->instance, sizeof(fresh->instance)))
+		ereport(FATAL,
+				(errcode(ERRCODE_INTERNAL_ERROR),
+				 errmsg("no random number could be made")));
 }
 
 /* called while the library is preloaded */
 void
 residency_guard_instance_init(void)
 {
-	next_shmem_request = shmem_request_hook;
-	shmem_request_hook = request_shmem;
-	next_shmem_startup = shmem_startup_hook;
-	shmem_startup_hook = start_shmem;
+	residency_shared_memory("residency instances", shared_size, (void **) &shared, start_shared);
 }

@@ -28,11 +28,11 @@
 #include "storage/ipc.h"
 #include "storage/lwlock.h"
 #include "storage/proc.h"
-#include "storage/shmem.h"
 #include "utils/builtins.h"
 
 #include "fault.h"
 #include "remote_health_internal.h"
+#include "shared_memory.h"
 
 PG_FUNCTION_INFO_V1(residency_region_states);
 
@@ -54,55 +54,36 @@ typedef struct HealthShared
 
 static HealthShared *shared = NULL;
 
-static shmem_request_hook_type next_shmem_request = NULL;
-static shmem_startup_hook_type next_shmem_startup = NULL;
 
-#define HEALTH_NAME "residency health"
-
-/* asks for the memory and the lock */
-static void
-health_shmem_request(void)
+/* see shared_memory.h */
+static Size
+shared_size(void)
 {
-	if (next_shmem_request)
-		next_shmem_request();
-	RequestAddinShmemSpace(sizeof(HealthShared));
-	RequestNamedLWLockTranche(HEALTH_NAME, 1);
+	return sizeof(HealthShared);
 }
 
-/* makes them, or finds them in a server that starts each process anew */
+/* see shared_memory.h */
 static void
-health_shmem_startup(void)
+start_shared(void *memory, LWLock *lock)
 {
-	bool		found;
+	HealthShared *fresh = memory;
 
-	if (next_shmem_startup)
-		next_shmem_startup();
-	LWLockAcquire(AddinShmemInitLock, LW_EXCLUSIVE);
-	shared = ShmemInitStruct(HEALTH_NAME, sizeof(HealthShared), &found);
-	if (!found)
+	fresh->lock = lock;
+	for (int i = 0; i < HEALTH_SLOTS; i++)
 	{
-		memset(shared, 0, sizeof(HealthShared));
-		shared->lock = &GetNamedLWLockTranche(HEALTH_NAME)->lock;
-		for (int i = 0; i < HEALTH_SLOTS; i++)
-		{
-			pg_atomic_init_u32(&shared->slots[i].state, RESIDENCY_UP);
-			pg_atomic_init_u64(&shared->slots[i].left, 0);
-			pg_atomic_init_u32(&shared->slots[i].rtt, 0);
-			pg_atomic_init_u64(&shared->slots[i].heard, 0);
-			pg_atomic_init_u32(&shared->slots[i].pause, 0);
-		}
+		pg_atomic_init_u32(&fresh->slots[i].state, RESIDENCY_UP);
+		pg_atomic_init_u64(&fresh->slots[i].left, 0);
+		pg_atomic_init_u32(&fresh->slots[i].rtt, 0);
+		pg_atomic_init_u64(&fresh->slots[i].heard, 0);
+		pg_atomic_init_u32(&fresh->slots[i].pause, 0);
 	}
-	LWLockRelease(AddinShmemInitLock);
 }
 
-/* installs the hooks that set the memory up */
+/* called while the library is preloaded */
 void
 residency_health_init(void)
 {
-	next_shmem_request = shmem_request_hook;
-	shmem_request_hook = health_shmem_request;
-	next_shmem_startup = shmem_startup_hook;
-	shmem_startup_hook = health_shmem_startup;
+	residency_shared_memory("residency health", shared_size, (void **) &shared, start_shared);
 }
 
 /* has the slot's worker ended, and no other one taken it over in time?  The lock is held. */

@@ -23,49 +23,34 @@
 #include "nodes/parsenodes.h"
 #include "storage/ipc.h"
 #include "storage/lwlock.h"
-#include "storage/shmem.h"
 #include "utils/acl.h"
 #include "utils/backend_status.h"
 #include "utils/guc.h"
 #include "utils/timestamp.h"
 
 #include "commit.h"
+#include "shared_memory.h"
 
 WorkerShared *residency_worker_shared = NULL;
 bool		residency_is_worker = false;
 
-static shmem_request_hook_type next_shmem_request = NULL;
-static shmem_startup_hook_type next_shmem_startup = NULL;
 
 /* what the current transaction does when it commits */
 static bool wake_at_commit[RESIDENCY_WORKER_KINDS];
 static bool announce_at_commit = false;
 
-/* shmem_request_hook */
-static void
-request_shmem(void)
+/* see shared_memory.h */
+static Size
+shared_size(void)
 {
-	if (next_shmem_request)
-		next_shmem_request();
-	RequestAddinShmemSpace(MAXALIGN(sizeof(WorkerShared)));
+	return sizeof(WorkerShared);
 }
 
-/* shmem_startup_hook; runs again, on new memory, when a crash has restarted the server */
+/* see shared_memory.h; a spinlock is all that a postmaster's child may need at any time */
 static void
-start_shmem(void)
+start_shared(void *memory, LWLock *lock)
 {
-	bool		found;
-
-	if (next_shmem_startup)
-		next_shmem_startup();
-	LWLockAcquire(AddinShmemInitLock, LW_EXCLUSIVE);
-	residency_worker_shared = ShmemInitStruct("residency workers", sizeof(WorkerShared), &found);
-	if (!found)
-	{
-		memset(residency_worker_shared, 0, sizeof(WorkerShared));
-		SpinLockInit(&residency_worker_shared->mutex);
-	}
-	LWLockRelease(AddinShmemInitLock);
+	SpinLockInit(&((WorkerShared *) memory)->mutex);
 }
 
 /* the database's slot, or a free one for InvalidOid; NULL if there is none.  The spinlock is held. */
@@ -327,10 +312,7 @@ residency_worker_yield(Node *statement)
 void
 residency_worker_init(void)
 {
-	next_shmem_request = shmem_request_hook;
-	shmem_request_hook = request_shmem;
-	next_shmem_startup = shmem_startup_hook;
-	shmem_startup_hook = start_shmem;
+	residency_shared_memory("residency workers", shared_size, (void **) &residency_worker_shared, start_shared);
 	RegisterXactCallback(transaction_callback, NULL);
 	residency_worker_register_launcher();
 }
