@@ -60,6 +60,7 @@ PG_FUNCTION_INFO_V1(residency_withholds);
 
 /* first key of our advisory locks; the second is made of the region's name */
 #define BACKLOG_LOCK	0x72736479
+#define BATCH_LOCK		0x7273647a
 
 /* the lock on a region: shared by transactions that leave it out */
 static void
@@ -354,6 +355,20 @@ residency_backlog_disown(Oid relid, const char *key)
 						   "AND key OPERATOR(pg_catalog.=) $2",
 						   lengthof(types), types, values, false);
 	SPI_finish();
+}
+
+/*
+ * Here, where rows are shipped to: true if no earlier batch of that home is under way, in doubt included.
+ * Until the transaction ends, also by PREPARE, no later one begins: what the earlier one has written in
+ * residency.conflict cannot be seen, and would come to light when it was thought to be decided.
+ */
+bool
+residency_backlog_claim_batch(const char *shipper)
+{
+	LOCKTAG		tag;
+
+	SET_LOCKTAG_ADVISORY(tag, MyDatabaseId, BATCH_LOCK, hash_bytes((const unsigned char *) shipper, strlen(shipper)), 2);
+	return LockAcquire(&tag, ExclusiveLock, false, true) != LOCKACQUIRE_NOT_AVAIL;
 }
 
 /*

@@ -126,6 +126,7 @@ extern void residency_conflict_disown(Oid relid, const char *key);
 extern void residency_conflict_cured(const char *region, Datum relations, Datum keys);
 
 /* global_backlog.c */
+extern bool residency_backlog_claim_batch(const char *shipper);
 extern List *residency_left_out(void);
 extern List *residency_not_sent_to(List *left_out, List *homes, const char *table);
 extern void residency_backlog_lock_shared(const char *region);

@@ -5,7 +5,8 @@
  * The shipper S is the rows' home, this is region R.  What it sends is written over what
  * is here, with these exceptions:
  *
- *	- A row that somebody is writing here is left alone: writers go first.
+ *	- A row that somebody is writing here is left alone: writers go first.  So are all while
+ *	  an earlier batch is in doubt.
  *	- Foreign keys are checked in both directions, unlike for copies that a writer sends:
  *	  that writer's gateway had a complete picture, ours may not have had one.  What breaks
  *	  a constraint waits for another row that may cure it; if none is left ("final"), it
@@ -524,6 +525,20 @@ apply_records(ShippedCall *call)
 								 makeArrayResult(call->applied->keys, call->context));
 }
 
+/* All records are for later. */
+static void
+leave_records(ShippedCall *call)
+{
+	ChangeReader reader = {.next = VARDATA_ANY(call->changes),
+	.end = VARDATA_ANY(call->changes) + VARSIZE_ANY_EXHDR(call->changes)};
+	ChangeReader record;
+	Verdict		busy = {.outcome = SHIP_BUSY};
+	int			number = 0;
+
+	while (residency_text_split(&reader, &record))
+		tell(call, ++number, &busy);
+}
+
 /* The strings of a text array without NULLs. */
 static List *
 strings_of(ArrayType *array)
@@ -569,7 +584,10 @@ residency_apply_shipped(PG_FUNCTION_ARGS)
 	(void) set_config_option("lock_timeout", value, PGC_USERSET, PGC_S_SESSION,
 							 GUC_ACTION_SAVE, true, 0, false);
 	RESIDENCY_FAULT(part_ships);
-	apply_records(&call);
+	if (residency_backlog_claim_batch(call.shipper))
+		apply_records(&call);
+	else
+		leave_records(&call);
 	RESIDENCY_FAULT(part_shipped);
 	residency_text_end(level);
 	MemoryContextDelete(call.context);
