@@ -84,15 +84,18 @@ BEGIN
 	END IF;
 	PERFORM pg_terminate_backend(a.pid) FROM pg_stat_activity a
 		WHERE a.usename = role AND a.datname = current_database();
-	-- it gets complete copies
+	-- it gets complete copies; what it alone had made stays, to be decided about
 	DELETE FROM residency.backlog b WHERE b.region = region;
+	DELETE FROM residency.conflict c WHERE c.region = region AND c.kind <> 'key';
+	UPDATE residency.conflict c SET constraint_name = NULL WHERE c.region = region;
 	RETURN role;
 END
 $$;
 COMMENT ON FUNCTION residency.relearn_region(pg_catalog.name, pg_catalog.int8, pg_catalog.text[])
 	IS 'step of replace_region: a region has a new database; returns the role by which it logs in here';
 
-CREATE FUNCTION residency.replace_region(region pg_catalog.text, connection pg_catalog.text DEFAULT NULL)
+CREATE FUNCTION residency.replace_region(region pg_catalog.text, connection pg_catalog.text DEFAULT NULL,
+		overwrite pg_catalog.bool DEFAULT false)
 	RETURNS pg_catalog.void
 	LANGUAGE plpgsql VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE
 	SET search_path = pg_catalog, pg_temp
@@ -110,6 +113,7 @@ DECLARE
 	every      name;
 	role_here  name;
 	fresh      int8;			-- the new incarnation
+	differing  jsonb;			-- what the others have otherwise than we, of the lost home's rows
 	i          int4 := 0;
 BEGIN
 	PERFORM residency.require_superuser('replace a region');
@@ -126,6 +130,7 @@ BEGIN
 	PERFORM residency.lock_newcomer(lost);
 	identity := residency.check_identity(lost, all_names);
 	ways := residency.find_ways(lost, all_names, identity.connection, address);
+	differing := residency.compare_copies(lost, all_names, overwrite);
 
 	-- from here on things change, in all regions or in none
 	PERFORM residency.announce_attempt(lost, way_there);
@@ -140,13 +145,14 @@ BEGIN
 									identity.role_names[i], role_here);
 	END LOOP;
 	PERFORM residency.extend_tables(lost, true);
+	PERFORM residency.hand_down(lost, others, differing);
 	PERFORM residency.settle_steps(lost, others);
 END
 $$;
-COMMENT ON FUNCTION residency.replace_region(pg_catalog.text, pg_catalog.text)
+COMMENT ON FUNCTION residency.replace_region(pg_catalog.text, pg_catalog.text, pg_catalog.bool)
 	IS 'gives a region that is lost for good a new, empty database';
 
 REVOKE ALL ON FUNCTION residency.still_answers(pg_catalog.name), residency.parts_in_the_way(pg_catalog.name),
 	residency.check_lost(pg_catalog.name, pg_catalog.name[]),
 	residency.relearn_region(pg_catalog.name, pg_catalog.int8, pg_catalog.text[]),
-	residency.replace_region(pg_catalog.text, pg_catalog.text) FROM PUBLIC;
+	residency.replace_region(pg_catalog.text, pg_catalog.text, pg_catalog.bool) FROM PUBLIC;
