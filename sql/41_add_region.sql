@@ -126,7 +126,6 @@ DECLARE
 				  AND pg_catalog.starts_with(p.gid, 'residency:'))
 		FROM pg_catalog.pg_database d
 		WHERE d.datname OPERATOR(pg_catalog.=) pg_catalog.current_database()$sql$;
-	mine  CONSTANT text := format('residency:%s:%%', lpad(to_hex((SELECT s.incarnation FROM residency.self s)), 16, '0'));
 	here  text[];
 	there text[];
 	label text;
@@ -171,14 +170,6 @@ BEGIN
 			message => format('extension "residency" has version %s in region "%s", and version %s here', there[3], region, here[3]),
 			hint => 'Run ALTER EXTENSION residency UPDATE in the region with the older version.');
 	END IF;
-	IF there[12] IS NOT NULL THEN
-		PERFORM residency.refuse(errcode => '55000',
-			message => format('database of region "%s" holds a prepared transaction of another attempt to let it join', region),
-			detail => format('Its name: %s.', there[12]),
-			hint => CASE WHEN there[12] LIKE mine
-					THEN 'The resolver finishes it: call again in a few seconds; if residency.workers is off, run SELECT residency.resolve() first.'
-					ELSE 'Let the region that began it finish it, or run ROLLBACK PREPARED in that database if that region is gone.' END);
-	END IF;
 	FOR i, label IN VALUES (4, 'encoding'), (5, 'collation'), (6, 'character classification'), (7, 'locale provider') LOOP
 		IF there[i] IS DISTINCT FROM here[i] THEN
 			PERFORM residency.refuse(errcode => '55000',
@@ -191,7 +182,7 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION residency.check_newcomer(pg_catalog.name)
-	IS 'part of add_region: what the other server is like; raises an error if unfit';
+	IS 'part of add_region: what the other server is like, as the tenth item our address; raises an error if unfit';
 
 -- The other side's own region: none yet, or that name and alone.  Returns its
 -- incarnation (0: none yet), its connection, and the name of our role there.
@@ -324,20 +315,34 @@ AS $$
 $$;
 COMMENT ON FUNCTION residency.way_to(pg_catalog.name) IS 'options of a region''s server, as keyword, value, ...';
 
--- Of two deployments that want the same region, the second must see the first; and no session
--- of an earlier attempt is at work there any more.
-CREATE FUNCTION residency.lock_newcomer(newcomer pg_catalog.name) RETURNS pg_catalog.void
+-- Takes the newcomer for this attempt: of two deployments that want the same region, the second
+-- must see the first; and no session of an earlier attempt is at work there any more.  "there" is
+-- what check_newcomer() has returned.  What an earlier attempt has prepared holds the lock; but
+-- first the database must not be another region's, whose prepared parts mean something else.
+CREATE FUNCTION residency.lock_newcomer(newcomer pg_catalog.name, there pg_catalog.text[]) RETURNS pg_catalog.void
 	LANGUAGE plpgsql VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE
 	SET search_path = pg_catalog, pg_temp
 AS $$
 #variable_conflict use_variable
+DECLARE
+	mine  CONSTANT text := format('residency:%s:%%', lpad(to_hex((SELECT s.incarnation FROM residency.self s)), 16, '0'));
+	gids  CONSTANT text := there[12];
 BEGIN
+	PERFORM residency.check_identity(newcomer, '{}');
+	IF gids IS NOT NULL THEN
+		PERFORM residency.refuse(errcode => '55000',
+			message => format('database of region "%s" holds a prepared transaction of another attempt to let it join', newcomer),
+			detail => format('Its name: %s.', gids),
+			hint => CASE WHEN gids LIKE mine
+					THEN 'The resolver finishes it: call again in a few seconds; if residency.workers is off, run SELECT residency.resolve() first.'
+					ELSE 'Let the region that began it finish it, or run ROLLBACK PREPARED in that database if that region is gone.' END);
+	END IF;
 	PERFORM FROM residency.ask(ARRAY[newcomer],
 		'SELECT pg_catalog.set_config(''lock_timeout'', $1::pg_catalog.text, true), pg_catalog.pg_advisory_xact_lock(7366837216)',
 		ARRAY[current_setting('residency.lock_timeout')], deferred => true, joined => false);
 END
 $$;
-COMMENT ON FUNCTION residency.lock_newcomer(pg_catalog.name)
+COMMENT ON FUNCTION residency.lock_newcomer(pg_catalog.name, pg_catalog.text[])
 	IS 'part of add_region: only one attempt at a time is at work in the region that joins';
 
 -- How the newcomer and the regions named reach each other: each at the address that it gives
@@ -438,7 +443,7 @@ DECLARE
 	own        name := residency.own_region();
 	newcomer   name := region;
 	way_there  text;			-- to the newcomer, as its superuser
-	address    text;			-- as the newcomer sees us
+	there      text[];			-- what its server is like
 	every      record;			-- one region of those that are in already
 	others     name[];
 	all_names  name[];
@@ -465,12 +470,12 @@ BEGIN
 	PERFORM residency.begin_change();
 	SELECT array_agg(r.name ORDER BY r.number), array_agg(r.name ORDER BY r.number) FILTER (WHERE r.name <> own)
 		INTO all_names, others FROM residency.region r;
-	address := (residency.check_newcomer(newcomer))[10];
-	PERFORM residency.lock_newcomer(newcomer);
+	there := residency.check_newcomer(newcomer);
+	PERFORM residency.lock_newcomer(newcomer, there);
 	identity := residency.check_identity(newcomer, all_names);
 	SELECT min(n) INTO fresh FROM generate_series(1, 64) n
 		WHERE NOT EXISTS (SELECT FROM residency.region r WHERE r.number = n);
-	ways := residency.find_ways(newcomer, all_names, identity.connection, address);
+	ways := residency.find_ways(newcomer, all_names, identity.connection, there[10]);
 
 	-- from here on things change, in all regions or in none; the lock above goes with it
 	PERFORM residency.announce_attempt(newcomer, way_there);

@@ -24,9 +24,11 @@ AS $$
 	FROM pg_prepared_xacts p
 	JOIN residency.region r ON r.role = p.owner AND r.name = parts_in_the_way.region
 	WHERE p.database = current_database() AND residency.transaction_key(p.gid) IS NOT NULL AND
-		  EXISTS (SELECT FROM pg_locks l JOIN residency.rule u ON u.relation = l.relation AND u.kind = 'g'
-				  WHERE l.locktype = 'relation' AND l.database = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database()) AND
-						l.virtualtransaction = '-1/' || p.transaction::text AND
+		  EXISTS (SELECT FROM pg_locks x
+				  JOIN pg_locks l ON l.virtualtransaction = x.virtualtransaction AND l.pid IS NULL
+				  JOIN residency.rule u ON u.relation = l.relation AND u.kind = 'g'
+				  WHERE x.locktype = 'transactionid' AND x.transactionid = p.transaction AND x.pid IS NULL AND
+						l.locktype = 'relation' AND l.database = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database()) AND
 						l.mode NOT IN ('AccessShareLock', 'RowShareLock'))
 	ORDER BY p.prepared
 $$;
@@ -105,7 +107,7 @@ DECLARE
 	own        name := residency.own_region();
 	lost       name := region;
 	way_there  text;			-- to the new database, as its superuser
-	address    text;			-- as that sees us
+	there      text[];			-- what its server is like
 	all_names  name[];			-- the regions that live, this one included
 	others     name[];
 	identity   record;
@@ -126,10 +128,10 @@ BEGIN
 		INTO all_names, others FROM residency.region r WHERE r.name <> lost;
 	PERFORM residency.check_lost(lost, all_names);
 	way_there := residency.prepare_server(lost, connection, true);
-	address := (residency.check_newcomer(lost))[10];
-	PERFORM residency.lock_newcomer(lost);
+	there := residency.check_newcomer(lost);
+	PERFORM residency.lock_newcomer(lost, there);
 	identity := residency.check_identity(lost, all_names);
-	ways := residency.find_ways(lost, all_names, identity.connection, address);
+	ways := residency.find_ways(lost, all_names, identity.connection, there[10]);
 	differing := residency.compare_copies(lost, all_names, overwrite);
 
 	-- from here on things change, in all regions or in none
