@@ -16,7 +16,7 @@ CREATE TABLE residency.joining (
 	admin        pg_catalog.name NOT NULL,
 	since        pg_catalog.timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp()
 );
-COMMENT ON TABLE residency.joining IS 'calls of add_region() here that are not finished in the region that joins';
+COMMENT ON TABLE residency.joining IS 'calls of add_region() and replace_region() here that are not finished in the region that joins';
 COMMENT ON COLUMN residency.joining.xid IS 'the call''s transaction';
 COMMENT ON COLUMN residency.joining.connection IS 'how the call reached it; null: by the admin''s mapping, made beforehand';
 COMMENT ON COLUMN residency.joining.admin IS 'the superuser who called';

@@ -23,6 +23,12 @@ DECLARE
 	a          record;
 	behind     text;
 BEGIN
+	-- a snapshot from before the locks would not see all that they have waited for
+	IF current_setting('transaction_isolation') NOT IN ('read committed', 'read uncommitted') THEN
+		PERFORM residency.refuse(errcode => '25001',
+			message => 'a region gets its copies of global tables in a READ COMMITTED transaction only',
+			hint => 'Run it outside of a transaction block, or after BEGIN ISOLATION LEVEL READ COMMITTED.');
+	END IF;
 	-- copies are made from the ones here, which must be complete, and stay so
 	SELECT string_agg(format('"%s"', w.region), ', ') INTO behind
 		FROM residency.ask(others, 'SELECT residency.withholds($1::pg_catalog.name)', ARRAY[residency.own_region()::text]) w

@@ -156,6 +156,8 @@ $r->fails('usa', replace(), '08\w{3}', qr/aus/, 'another region that is away');
 $r->start('aus');
 ok($r->poll('usa', q{SELECT state = 'up' FROM residency.regions WHERE name = 'aus'}), 'aus is up again');
 
+refused('usa', 'BEGIN ISOLATION LEVEL REPEATABLE READ; ' . replace(', overwrite => true'), '25001', qr/READ COMMITTED/, 'an old snapshot');
+
 # what aus could not take from gbr, and what gbr could not take
 my $refused = $r->psql('aus', q{SELECT max(id) FROM app.tag WHERE region = 'gbr'});
 $r->psql('aus', qq{ALTER TABLE app.tag DISABLE TRIGGER residency_capture; DELETE FROM app.tag WHERE id = $refused; ALTER TABLE app.tag ENABLE ALWAYS TRIGGER residency_capture;
@@ -223,10 +225,13 @@ isnt($code, 0, 'it writes in no other region') or diag($err);
 write_all();
 $old->stop;
 
-# once more, another region, from another one, and into a database made by hand
+# once more, another region, which hangs, from another one, and into a database made known by hand
 my $usas = Regions->new(regions => ['usa'], join => 0, conf => $conf);
 $usas->psql('usa', $schema);
-$r->kill9('usa');
+my $hung = $r->node('usa');
+my ($postmaster) = slurp_file($hung->data_dir . '/postmaster.pid') =~ /^(\d+)/;
+my @processes = ($postmaster, Regions::children($postmaster));
+kill 'STOP', @processes;
 foreach my $region (qw(gbr usa))
 {
 	$r->psql('aus', "CREATE USER MAPPING FOR CURRENT_USER SERVER $region OPTIONS (user '$r->{user}')");
@@ -238,11 +243,16 @@ foreach my $gateway ($r->regions)
 {
 	ok($r->poll($gateway, q{SELECT bool_and(state = 'up') AND count(*) = 3 FROM residency.regions}), "all are up for $gateway, with a new usa");
 }
+kill 'CONT', @processes;
+ok($hung->poll_query_until('app', q{SELECT count(*) = 2 FROM residency.regions WHERE problem ~ 'was replaced by another one'}), 'what hung is told so, too');
+isnt($hung->psql('app', q{UPDATE app.details SET name = 'ghost' WHERE region = 'aus'}), 0, 'and writes in no other region');
 write_all();
+is($r->all_equal(q{SELECT count(*) FROM app.details WHERE name = 'ghost'}), 0, 'no ghost has written');
 $r->all_equal($identity, 'identities are equal with a new usa');
 $r->all_equal('SELECT count(*), count(DISTINCT id) FROM app.tag', 'tags too');
 ok($r->poll('aus', 'SELECT count(*) = 0 FROM residency.joining'), 'nothing is left on record');
 is($r->prepared, 0, 'nor prepared');
 
+$hung->stop('immediate');
 $_->teardown foreach $there, $usas, $r;
 done_testing();
