@@ -15,6 +15,21 @@ CREATE FUNCTION residency.still_answers(region pg_catalog.name) RETURNS pg_catal
 COMMENT ON FUNCTION residency.still_answers(pg_catalog.name)
 	IS 'step of replace_region: can the region be reached from here, whatever its state?';
 
+-- Step: ends the sessions here that serve that region; what they have not prepared is undone.
+CREATE FUNCTION residency.end_sessions(region pg_catalog.name) RETURNS pg_catalog.void
+	LANGUAGE plpgsql VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE
+	SET search_path = pg_catalog, pg_temp
+AS $$
+#variable_conflict use_variable
+BEGIN
+	PERFORM pg_terminate_backend(a.pid, 1000)
+		FROM pg_stat_activity a JOIN residency.region r ON r.role = a.usename
+		WHERE r.name = region AND a.datname = current_database();
+END
+$$;
+COMMENT ON FUNCTION residency.end_sessions(pg_catalog.name)
+	IS 'step of replace_region: ends sessions that a region has here';
+
 -- Step: parts of that region's transactions that are prepared here, and lock global tables.
 CREATE FUNCTION residency.parts_in_the_way(region pg_catalog.name) RETURNS SETOF pg_catalog.text
 	LANGUAGE sql VOLATILE STRICT PARALLEL UNSAFE
@@ -36,7 +51,7 @@ COMMENT ON FUNCTION residency.parts_in_the_way(pg_catalog.name)
 	IS 'step of replace_region: parts in doubt of that region''s transactions that write global tables';
 
 -- Raises an error unless nobody reaches the region, and nothing of it is in doubt that the copies
--- may have to hold.
+-- may have to hold.  Sessions that it left behind go first: they hold locks, and might still prepare.
 CREATE FUNCTION residency.check_lost(region pg_catalog.name, regions pg_catalog.name[]) RETURNS pg_catalog.void
 	LANGUAGE plpgsql VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE
 	SET search_path = pg_catalog, pg_temp
@@ -53,6 +68,7 @@ BEGIN
 				hint => 'If it was restored from a backup: residency.renew() there, and residency.refill() here. If it shall be given up all the same, stop its server first.');
 		END IF;
 	END LOOP;
+	PERFORM FROM residency.ask(regions, 'SELECT residency.end_sessions($1::pg_catalog.name)', ARRAY[region::text]);
 	FOR a IN SELECT s.region AS name, s.answer FROM residency.ask(regions,
 				'SELECT p FROM residency.parts_in_the_way($1::pg_catalog.name) p', ARRAY[region::text]) s LOOP
 		PERFORM residency.refuse(errcode => '55000',
@@ -84,8 +100,7 @@ BEGIN
 	IF options IS NOT NULL THEN
 		PERFORM residency.repoint_server(region, options);
 	END IF;
-	PERFORM pg_terminate_backend(a.pid) FROM pg_stat_activity a
-		WHERE a.usename = role AND a.datname = current_database();
+	PERFORM residency.end_sessions(region);
 	-- it gets complete copies; what it alone had made stays, to be decided about
 	DELETE FROM residency.backlog b WHERE b.region = region;
 	DELETE FROM residency.conflict c WHERE c.region = region AND c.kind <> 'key';
@@ -154,7 +169,8 @@ $$;
 COMMENT ON FUNCTION residency.replace_region(pg_catalog.text, pg_catalog.text, pg_catalog.bool)
 	IS 'gives a region that is lost for good a new, empty database';
 
-REVOKE ALL ON FUNCTION residency.still_answers(pg_catalog.name), residency.parts_in_the_way(pg_catalog.name),
+REVOKE ALL ON FUNCTION residency.still_answers(pg_catalog.name), residency.end_sessions(pg_catalog.name),
+	residency.parts_in_the_way(pg_catalog.name),
 	residency.check_lost(pg_catalog.name, pg_catalog.name[]),
 	residency.relearn_region(pg_catalog.name, pg_catalog.int8, pg_catalog.text[]),
 	residency.replace_region(pg_catalog.text, pg_catalog.text, pg_catalog.bool) FROM PUBLIC;

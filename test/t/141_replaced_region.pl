@@ -14,7 +14,7 @@ use Regions;
 my $conf = "residency.workers = on\nresidency.resolve_interval = 1s\nresidency.away_after = 2s\nresidency.connect_timeout = 2s\n"
   . "residency.lock_timeout = 3s\nresidency.doubt_timeout = 1s\nmax_worker_processes = 30\n";
 my $r = Regions->new(relay => 1, faults => 1, conf => $conf);
-my $there = Regions->new(regions => ['gbr'], join => 0, conf => $conf);
+my $there = Regions->new(regions => ['gbr'], join => 0, scram => 1, conf => $conf);
 my $schema = q{
 	CREATE SCHEMA app; CREATE ROLE clerk; GRANT USAGE ON SCHEMA app TO clerk;
 	CREATE TABLE app.identity (id int PRIMARY KEY, region text NOT NULL, note text);
@@ -89,6 +89,13 @@ write_all();
 $r->psql('gbr', q{INSERT INTO app.tag (region, t) SELECT 'gbr', 'many' FROM generate_series(1, 30)});
 my $verifier = q{SELECT rolpassword FROM pg_authid WHERE rolname = 'residency_gbr'};
 my $password = $r->psql('usa', $verifier);
+
+# the new secrets count where passwords are asked for: in the new databases, and in aus
+my $hba = $r->node('aus')->data_dir . '/pg_hba.conf';
+my $lines = slurp_file($hba) =~ s{^(host all all \S+) trust}{$1 scram-sha-256}mr;
+unlink($hba);
+$r->node('aus')->append_conf('pg_hba.conf', $lines);
+$r->node('aus')->reload;
 
 # refused while nothing is lost
 $there->psql('gbr', $schema);
@@ -216,7 +223,8 @@ ok($r->poll('usa', 'SELECT count(*) = 0 FROM residency.transaction'), 'its trace
 # the old server was not lost after all: nobody talks to it
 $r->back('gbr');
 $old->start;
-ok($old->poll_query_until('app', q{SELECT count(*) = 2 FROM residency.regions WHERE problem ~ 'was replaced by another one'}), 'the old database is told so by all');
+ok($old->poll_query_until('app', q{SELECT count(*) = 1 FROM residency.regions WHERE name = 'usa' AND problem ~ 'was replaced by another one'}), 'the old database is told so');
+ok($old->poll_query_until('app', q{SELECT count(*) = 1 FROM residency.regions WHERE name = 'aus' AND problem ~ 'password authentication failed'}), '... or is not let in, where passwords count');
 my ($code, $out, $err) = (0, '', '');
 $code = $old->psql('app', q{INSERT INTO app.identity VALUES (999999, 'gbr', 'ghost')}, stdout => \$out, stderr => \$err);
 is($r->all_equal('SELECT count(*) FROM app.identity WHERE id = 999999'), 0, 'what it writes reaches nobody');
@@ -226,7 +234,7 @@ write_all();
 $old->stop;
 
 # once more, another region, which hangs, from another one, and into a database made known by hand
-my $usas = Regions->new(regions => ['usa'], join => 0, conf => $conf);
+my $usas = Regions->new(regions => ['usa'], join => 0, scram => 1, conf => $conf);
 $usas->psql('usa', $schema);
 my $hung = $r->node('usa');
 my ($postmaster) = slurp_file($hung->data_dir . '/postmaster.pid') =~ /^(\d+)/;
@@ -244,7 +252,7 @@ foreach my $gateway ($r->regions)
 	ok($r->poll($gateway, q{SELECT bool_and(state = 'up') AND count(*) = 3 FROM residency.regions}), "all are up for $gateway, with a new usa");
 }
 kill 'CONT', @processes;
-ok($hung->poll_query_until('app', q{SELECT count(*) = 2 FROM residency.regions WHERE problem ~ 'was replaced by another one'}), 'what hung is told so, too');
+ok($hung->poll_query_until('app', q{SELECT count(*) = 2 FROM residency.regions WHERE problem ~ 'password authentication failed'}), 'what hung is not let in');
 isnt($hung->psql('app', q{UPDATE app.details SET name = 'ghost' WHERE region = 'aus'}), 0, 'and writes in no other region');
 write_all();
 is($r->all_equal(q{SELECT count(*) FROM app.details WHERE name = 'ghost'}), 0, 'no ghost has written');
