@@ -291,12 +291,18 @@ DECLARE
 	own   name := residency.own_region();
 	fresh int8 := residency.random_bits();
 	every name[];
+	lost  name;
 BEGIN
 	PERFORM residency.require_superuser('renew the incarnation of this region');
 	PERFORM residency.begin_change();
 	PERFORM residency.announce_incarnation(fresh);
 	UPDATE residency.self s SET incarnation = fresh, announced = array_remove(s.announced, fresh),
 			place = residency.own_place() WHERE s.only_row;
+	-- what its former self has begun is that one's business
+	FOR lost IN DELETE FROM residency.joining j RETURNING j.region LOOP
+		RAISE WARNING 'a call of add_region() for region "%" that this region has begun is not finished any more', lost
+			USING HINT = 'Look into that database: what pg_prepared_xacts shows there must be rolled back by hand.';
+	END LOOP;
 	SELECT array_agg(r.name) INTO every FROM residency.region r;
 	PERFORM FROM residency.ask(every,
 		'UPDATE residency.region SET incarnation = $2::pg_catalog.int8

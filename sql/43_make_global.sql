@@ -28,8 +28,10 @@ $$;
 COMMENT ON FUNCTION residency.inspect_global(pg_catalog.text, pg_catalog.name)
 	IS 'step of make_global: what this region''s table is like';
 
--- Step: number and digest of the rows, under formats that are the same everywhere.
-CREATE FUNCTION residency.table_content(relation pg_catalog.text) RETURNS pg_catalog.text
+-- Step: number and digest of the rows, or of those at home in one region, under formats that are the
+-- same everywhere.
+CREATE FUNCTION residency.table_content(relation pg_catalog.text, region_column pg_catalog.name DEFAULT NULL,
+		home pg_catalog.text DEFAULT NULL) RETURNS pg_catalog.text
 	LANGUAGE plpgsql STABLE CALLED ON NULL INPUT PARALLEL UNSAFE
 	SET search_path = pg_catalog, pg_temp
 	SET DateStyle = 'ISO, MDY'
@@ -44,11 +46,11 @@ DECLARE
 	content text;
 BEGIN
 	EXECUTE format('SELECT count(*) || '' '' || coalesce(sum(hashtextextended((t.*)::text, 0)::numeric), 0) FROM %s t',
-				   relation::regclass) INTO content;
+				   relation::regclass) || CASE WHEN home IS NULL THEN '' ELSE format(' WHERE %I = %L', region_column, home) END INTO content;
 	RETURN content;
 END
 $$;
-COMMENT ON FUNCTION residency.table_content(pg_catalog.text) IS 'number and digest of a table''s rows';
+COMMENT ON FUNCTION residency.table_content(pg_catalog.text, pg_catalog.name, pg_catalog.text) IS 'number and digest of a table''s rows';
 
 -- Step: rows of a global table, each as the text of its row.
 CREATE FUNCTION residency.take_rows(relation pg_catalog.text, literals pg_catalog.text[]) RETURNS pg_catalog.int8

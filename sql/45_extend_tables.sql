@@ -3,6 +3,37 @@
 -- deals with them, and the last word on who may call what of the SQL parts so far.
 --
 
+-- Raises an error unless this region's copies of global tables are complete, and keeps the
+-- other regions from leaving it out until the transaction ends.  A row that it could not take is noted
+-- nowhere, but in residency.conflict.
+CREATE FUNCTION residency.require_complete(others pg_catalog.name[]) RETURNS pg_catalog.void
+	LANGUAGE plpgsql VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE
+	SET search_path = pg_catalog, pg_temp
+AS $$
+#variable_conflict use_variable
+DECLARE
+	own    name := residency.own_region();
+	behind text;
+BEGIN
+	SELECT string_agg(format('"%s"', w.region), ', ') INTO behind
+		FROM residency.ask(others, 'SELECT residency.withholds($1::pg_catalog.name)', ARRAY[own::text]) w
+		WHERE w.answer[1]::bool;
+	IF behind IS NOT NULL THEN
+		PERFORM residency.refuse(errcode => '55000',
+			message => format('region "%s" has not got all rows of global tables from %s yet', own, behind),
+			hint => 'Wait until SELECT * FROM residency.catch_up there shows no notes about it, or call this in another region.');
+	END IF;
+	IF EXISTS (SELECT FROM residency.conflict c
+			   WHERE c.region = own AND (c.kind <> 'key' OR c.constraint_name IS NOT NULL)) THEN
+		PERFORM residency.refuse(errcode => '55000',
+			message => format('region "%s" lacks rows of global tables that it could not take', own),
+			hint => 'SELECT * FROM residency.conflicts shows them: decide with residency.resolve_conflict(), or call this in another region.');
+	END IF;
+END
+$$;
+COMMENT ON FUNCTION residency.require_complete(pg_catalog.name[])
+	IS 'part of add_region and refill: raises an error unless this region can be copied';
+
 -- Gives a region that is joining every table that is declared: copies of the global
 -- ones, a home partition of the resident ones, and its foreign tables everywhere else, where
 -- those of a region that is replaced are already.
@@ -21,28 +52,14 @@ DECLARE
 	answer     text[];
 	floors     jsonb;
 	a          record;
-	behind     text;
 BEGIN
-	-- a snapshot from before the locks would not see all that they have waited for
-	IF current_setting('transaction_isolation') NOT IN ('read committed', 'read uncommitted') THEN
-		PERFORM residency.refuse(errcode => '25001',
-			message => 'a region gets its copies of global tables in a READ COMMITTED transaction only',
-			hint => 'Run it outside of a transaction block, or after BEGIN ISOLATION LEVEL READ COMMITTED.');
-	END IF;
-	-- copies are made from the ones here, which must be complete, and stay so
-	SELECT string_agg(format('"%s"', w.region), ', ') INTO behind
-		FROM residency.ask(others, 'SELECT residency.withholds($1::pg_catalog.name)', ARRAY[residency.own_region()::text]) w
-		WHERE w.answer[1]::bool;
-	IF behind IS NOT NULL THEN
-		PERFORM residency.refuse(errcode => '55000',
-			message => format('region "%s" has not got all rows of global tables from %s yet', residency.own_region(), behind),
-			hint => 'Wait until SELECT * FROM residency.catch_up there shows no notes about it, or add the region elsewhere.');
-	END IF;
+	PERFORM residency.require_complete(others);
 	FOR r IN SELECT * FROM residency.rule ORDER BY kind, relation::text LOOP
 		table_name := residency.full_name(r.relation);
 		floors := residency.all_floors(table_name, others);
 		IF r.kind = 'g' THEN
-			EXECUTE format('LOCK TABLE %s IN SHARE ROW EXCLUSIVE MODE', r.relation);
+			-- everywhere, and until each region knows the newcomer: another one's writer would leave it out
+			PERFORM FROM residency.ask(others, format('LOCK TABLE %s IN SHARE ROW EXCLUSIVE MODE', table_name));
 			SELECT i.answer INTO answer FROM residency.ask(ARRAY[newcomer],
 				'SELECT s.shape, s.filled, s.floors FROM residency.inspect_global($1::pg_catalog.text, $2::pg_catalog.name) s',
 				ARRAY[table_name, r.region_column::text], joined => false) i;

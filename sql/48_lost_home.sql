@@ -12,9 +12,8 @@
 --
 
 -- Step: keys and digests of the rows of a global table that have that region as their home,
--- under formats that are the same everywhere; "locked": nobody writes the table until this
--- transaction ends.
-CREATE FUNCTION residency.homed_rows(relation pg_catalog.text, home pg_catalog.name, locked pg_catalog.bool,
+-- under formats that are the same everywhere.
+CREATE FUNCTION residency.homed_rows(relation pg_catalog.text, home pg_catalog.name,
 		OUT key pg_catalog.text, OUT digest pg_catalog.int8)
 	RETURNS SETOF pg_catalog.record
 	LANGUAGE plpgsql VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE
@@ -33,14 +32,11 @@ BEGIN
 	SELECT u.relation, u.region_column,
 		   (SELECT string_agg(format('t.%I::pg_catalog.text', k), ', ' ORDER BY n) FROM unnest(u.key) WITH ORDINALITY x (k, n)) AS keys
 		INTO t FROM residency.tables u WHERE u.relation = relation::regclass;
-	IF locked THEN
-		EXECUTE format('LOCK TABLE %s IN SHARE ROW EXCLUSIVE MODE', t.relation);
-	END IF;
 	RETURN QUERY EXECUTE format('SELECT residency.key_text(ARRAY[%s]), hashtextextended((t.*)::text, 0) FROM ONLY %s t WHERE t.%I::text = %L',
 								t.keys, t.relation, t.region_column, home);
 END
 $$;
-COMMENT ON FUNCTION residency.homed_rows(pg_catalog.text, pg_catalog.name, pg_catalog.bool)
+COMMENT ON FUNCTION residency.homed_rows(pg_catalog.text, pg_catalog.name)
 	IS 'step of replace_region: keys and digests of a region''s rows of a global table';
 
 -- Rows that another region has otherwise than this one, of those that have that home; what is in
@@ -62,9 +58,9 @@ BEGIN
 		   count(*) FILTER (WHERE u.new AND h.key IS NULL),
 		   count(*) FILTER (WHERE u.new AND o.key IS NULL)
 		INTO keys, differing, missing_here, missing_there
-		FROM residency.homed_rows(relation, home, true) h
+		FROM residency.homed_rows(relation, home) h
 		FULL JOIN (SELECT a.answer[1] AS key, a.answer[2]::int8 AS digest FROM residency.ask(ARRAY[region],
-			'SELECT r.key, r.digest FROM residency.homed_rows($1::pg_catalog.text, $2::pg_catalog.name, true) r',
+			'SELECT r.key, r.digest FROM residency.homed_rows($1::pg_catalog.text, $2::pg_catalog.name) r',
 			ARRAY[relation, home::text]) a) o ON o.key = h.key
 		CROSS JOIN LATERAL (SELECT coalesce(h.key, o.key) <> ALL (known)) u (new)
 		WHERE h.digest IS DISTINCT FROM o.digest;
@@ -73,8 +69,9 @@ $$;
 COMMENT ON FUNCTION residency.differing_rows(pg_catalog.text, pg_catalog.name, pg_catalog.name)
 	IS 'part of replace_region: rows of a home that another region has otherwise than this one';
 
--- Compares the copies of a lost home's rows in the regions named with those here, which are locked
--- against writes.  Returns the keys that differ, as [{relation, region, keys}, ...].
+-- Compares the copies of a lost home's rows in the regions named with those here, which must be
+-- complete otherwise.  All are locked against writes.  Returns the keys that differ, as
+-- [{relation, region, keys}, ...].
 CREATE FUNCTION residency.compare_copies(lost pg_catalog.name, regions pg_catalog.name[], overwrite pg_catalog.bool)
 	RETURNS pg_catalog.jsonb
 	LANGUAGE plpgsql VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE
@@ -82,37 +79,31 @@ CREATE FUNCTION residency.compare_copies(lost pg_catalog.name, regions pg_catalo
 AS $$
 #variable_conflict use_variable
 DECLARE
-	digest CONSTANT text := 'SELECT pg_catalog.count(*), pg_catalog.sum(r.digest), pg_catalog.sum(pg_catalog.hashtextextended(r.key, 0))
-		FROM residency.homed_rows($1::pg_catalog.text, $2::pg_catalog.name, $3::pg_catalog.bool) r';
 	own    name := residency.own_region();
 	result jsonb := '[]';
-	item   text;
+	t      record;
 	a      record;
 	d      record;
 BEGIN
-	IF EXISTS (SELECT FROM residency.conflict c WHERE c.home = lost AND c.region = own) THEN
-		PERFORM residency.refuse(errcode => '55000',
-			message => format('this region could not take all rows of global tables from region "%s"', lost),
-			detail => 'They are in residency.conflicts.',
-			hint => 'Replace it in another region, whose copies are complete.');
-	END IF;
-	FOR item IN SELECT residency.full_name(r.relation) FROM residency.rule r WHERE r.kind = 'g' ORDER BY 1 LOOP
-		EXECUTE format('LOCK TABLE %s IN SHARE ROW EXCLUSIVE MODE', item);
+	PERFORM residency.require_complete(regions);
+	FOR t IN SELECT residency.full_name(r.relation) AS name FROM residency.rule r WHERE r.kind = 'g' ORDER BY r.relation::text LOOP
+		PERFORM FROM residency.ask(regions, format('LOCK TABLE %s IN SHARE ROW EXCLUSIVE MODE', t.name));
 	END LOOP;
-	FOR item IN SELECT residency.full_name(r.relation) FROM residency.rule r WHERE r.kind = 'g' ORDER BY 1 LOOP
-		-- who has just committed here may not have there yet: only a second look, under a lock, is certain
-		FOR a IN WITH answers AS MATERIALIZED (SELECT c.region, c.answer FROM residency.ask(regions, digest, ARRAY[item, lost::text, 'false']) c)
+	FOR t IN SELECT residency.full_name(r.relation) AS name, r.region_column FROM residency.rule r WHERE r.kind = 'g' ORDER BY r.relation::text LOOP
+		FOR a IN WITH answers AS MATERIALIZED (
+					SELECT c.region, c.answer[1] AS content
+					FROM residency.ask(regions, 'SELECT residency.table_content($1::pg_catalog.text, $2::pg_catalog.name, $3::pg_catalog.text)',
+									   ARRAY[t.name, t.region_column::text, lost::text]) c)
 				 SELECT c.region FROM answers c
-				 WHERE c.answer IS DISTINCT FROM (SELECT o.answer FROM answers o WHERE o.region = own) ORDER BY 1 LOOP
-			d := residency.differing_rows(item, lost, a.region);
-			CONTINUE WHEN d.keys IS NULL;
+				 WHERE c.content <> (SELECT o.content FROM answers o WHERE o.region = own) ORDER BY 1 LOOP
+			d := residency.differing_rows(t.name, lost, a.region);
 			IF d.differing + d.missing_here + d.missing_there > 0 AND NOT overwrite THEN
 				PERFORM residency.refuse(errcode => '55000',
-					message => format('rows of global table %s whose home was region "%s" are not the same in region "%s" as here', item, lost, a.region),
+					message => format('rows of global table %s whose home was region "%s" are not the same in region "%s" as here', t.name, lost, a.region),
 					detail => format('%s differ, %s are missing here, %s are missing there.', d.differing, d.missing_here, d.missing_there),
 					hint => 'One of the regions was away when they were written last. Compare them; then call in the region that is right, with overwrite => true.');
 			END IF;
-			result := result || jsonb_build_object('relation', item, 'region', a.region, 'keys', to_jsonb(d.keys));
+			result := result || jsonb_build_object('relation', t.name, 'region', a.region, 'keys', to_jsonb(d.keys));
 		END LOOP;
 	END LOOP;
 	RETURN result;
@@ -170,7 +161,7 @@ $$;
 COMMENT ON FUNCTION residency.hand_down(pg_catalog.name, pg_catalog.name[], pg_catalog.jsonb)
 	IS 'part of replace_region: the new database gets what its rows'' home has to know about other regions';
 
-REVOKE ALL ON FUNCTION residency.homed_rows(pg_catalog.text, pg_catalog.name, pg_catalog.bool),
+REVOKE ALL ON FUNCTION residency.homed_rows(pg_catalog.text, pg_catalog.name),
 	residency.differing_rows(pg_catalog.text, pg_catalog.name, pg_catalog.name),
 	residency.compare_copies(pg_catalog.name, pg_catalog.name[], pg_catalog.bool),
 	residency.inherit(pg_catalog.name, pg_catalog.text, pg_catalog.text[], pg_catalog.jsonb),

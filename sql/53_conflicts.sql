@@ -52,8 +52,9 @@ COMMENT ON FUNCTION residency.forget_conflict_in(pg_catalog.name, pg_catalog.tex
 REVOKE ALL ON FUNCTION residency.forget_conflict_in(pg_catalog.name, pg_catalog.text, pg_catalog.text, pg_catalog.text)
 	FROM PUBLIC;
 
--- Writes a row of a global table: over the one with its key, or as a new one.
-CREATE FUNCTION residency.write_row(relation pg_catalog.regclass, content pg_catalog.jsonb)
+-- Writes a row of a global table: over the one with its key, unless that would be another one, or as
+-- a new one.
+CREATE FUNCTION residency.write_row(relation pg_catalog.regclass, content pg_catalog.jsonb, anew pg_catalog.bool)
 	RETURNS pg_catalog.void
 	LANGUAGE plpgsql VOLATILE STRICT PARALLEL UNSAFE
 	SET search_path = pg_catalog, pg_temp
@@ -69,18 +70,19 @@ DECLARE
 					 WHERE c <> home_column AND c <> ALL (keys));
 BEGIN
 	EXECUTE format('INSERT INTO %1$s AS t (%2$s) OVERRIDING SYSTEM VALUE SELECT %3$s FROM jsonb_populate_record(NULL::%1$s, $1) r '
-				   'ON CONFLICT (%4$s) DO %5$s',
+				   '%4$s',
 				   relation,
 				   (SELECT string_agg(quote_ident(c), ', ') FROM unnest(columns) c),
 				   (SELECT string_agg('r.' || quote_ident(c), ', ') FROM unnest(columns) c),
-				   (SELECT string_agg(quote_ident(c), ', ') FROM unnest(keys) c),
-				   CASE WHEN changes IS NULL THEN 'NOTHING' ELSE 'UPDATE SET ' || changes END)
+				   CASE WHEN NOT anew
+				   THEN format('ON CONFLICT (%s) DO %s', (SELECT string_agg(quote_ident(c), ', ') FROM unnest(keys) c),
+							   coalesce('UPDATE SET ' || changes, 'NOTHING')) END)
 		USING content;
 END
 $$;
-COMMENT ON FUNCTION residency.write_row(pg_catalog.regclass, pg_catalog.jsonb)
+COMMENT ON FUNCTION residency.write_row(pg_catalog.regclass, pg_catalog.jsonb, pg_catalog.bool)
 	IS 'part of resolve_conflict: writes a row of a global table';
-REVOKE ALL ON FUNCTION residency.write_row(pg_catalog.regclass, pg_catalog.jsonb) FROM PUBLIC;
+REVOKE ALL ON FUNCTION residency.write_row(pg_catalog.regclass, pg_catalog.jsonb, pg_catalog.bool) FROM PUBLIC;
 
 -- What belongs, in region "loser", to the row "content" that lost its key there: resident rows
 -- whose directory is the relation.  They get the new key's values, or go with the row that is
@@ -161,7 +163,7 @@ BEGIN
 				WHERE t.relation = relation AND changes ->> k <> stored.content ->> k);
 	-- with another key it is there before what belongs to it
 	IF moved THEN
-		PERFORM residency.write_row(relation, stored.content || changes);
+		PERFORM residency.write_row(relation, stored.content || changes, anew => true);
 	END IF;
 	IF stored.kind = 'key' AND stored.constraint_name IS NOT NULL THEN
 		PERFORM residency.settle_residents(relation, stored.region, stored.content, keep,
@@ -177,7 +179,7 @@ BEGIN
 	END LOOP;
 	PERFORM residency.forget_conflict(residency.full_name(relation), noted, loser);
 	IF keep = 'stored' AND NOT moved THEN
-		PERFORM residency.write_row(relation, stored.content || changes);
+		PERFORM residency.write_row(relation, stored.content || changes, anew => false);
 	END IF;
 END
 $$;

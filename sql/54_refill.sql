@@ -71,6 +71,55 @@ $$;
 COMMENT ON FUNCTION residency.orphans()
 	IS 'resident tables with rows here that the directory does not know, their number, and how to delete them';
 
+-- Step: what is undecided about this region, as the others know it; what a backup remembers may be
+-- decided since.
+CREATE FUNCTION residency.take_conflicts(conflicts pg_catalog.jsonb) RETURNS pg_catalog.void
+	LANGUAGE plpgsql VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE
+	SET search_path = pg_catalog, pg_temp
+AS $$
+#variable_conflict use_variable
+BEGIN
+	DELETE FROM residency.conflict;
+	INSERT INTO residency.conflict (relation, key, region, kind, home, constraint_name, content, noticed_at)
+		SELECT (c ->> 0)::regclass, c ->> 1, c ->> 2, c ->> 3, c ->> 4, c ->> 5, (c ->> 6)::jsonb, (c ->> 7)::timestamptz
+		FROM jsonb_array_elements(conflicts) c
+		ON CONFLICT DO NOTHING;
+END
+$$;
+COMMENT ON FUNCTION residency.take_conflicts(pg_catalog.jsonb)
+	IS 'step of refill: rows of residency.conflict that concern this region';
+
+-- Warns of regions whose copies of rows at home in "region" are not like the ones here.  That one may have
+-- noted what such a region has missed, and lost the notes.
+CREATE FUNCTION residency.warn_of_differences(region pg_catalog.name, others pg_catalog.name[]) RETURNS pg_catalog.void
+	LANGUAGE plpgsql VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE
+	SET search_path = pg_catalog, pg_temp
+AS $$
+#variable_conflict use_variable
+DECLARE
+	own    name := residency.own_region();
+	tables text;
+	other  name;
+BEGIN
+	FOR other, tables IN
+		SELECT d.region, string_agg(d.relation, ', ' ORDER BY d.relation)
+		FROM (SELECT r.relation::text AS relation, a.region,
+					 a.answer[1] <> first_value(a.answer[1]) OVER (PARTITION BY r.relation ORDER BY a.region <> own) AS differs
+			  FROM residency.rule r
+			  CROSS JOIN LATERAL residency.ask(others, 'SELECT residency.table_content($1::pg_catalog.text, $2::pg_catalog.name, $3::pg_catalog.text)',
+											   ARRAY[residency.full_name(r.relation), r.region_column::text, region::text]) a
+			  WHERE r.kind = 'g') d
+		WHERE d.differs GROUP BY d.region
+	LOOP
+		RAISE WARNING 'region "%" has other rows of % at home in region "%" than this one', other, tables, region
+			USING DETAIL = 'One of the two has not got the last changes that were made there, and what was noted about that is lost.',
+				  HINT = format('If it is region "%s", run SELECT residency.refill(%L) here as well. If it is this one, run residency.refill() in region "%1$s" for both.', other, other);
+	END LOOP;
+END
+$$;
+COMMENT ON FUNCTION residency.warn_of_differences(pg_catalog.name, pg_catalog.name[])
+	IS 'part of refill: compares what other regions have of the restored one';
+
 CREATE FUNCTION residency.refill(region pg_catalog.text) RETURNS pg_catalog.void
 	LANGUAGE plpgsql VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE
 	SET search_path = pg_catalog, pg_temp
@@ -79,7 +128,7 @@ AS $$
 DECLARE
 	own    name := residency.own_region();
 	others name[];
-	behind text;
+	conflicts jsonb;
 	r      residency.rule;
 	a      record;
 BEGIN
@@ -90,17 +139,9 @@ BEGIN
 	END IF;
 	PERFORM residency.begin_change();
 	SELECT array_agg(x.name) INTO others FROM residency.region x WHERE x.name <> region;
-	SELECT string_agg(format('"%s"', b.region), ', ') INTO behind
-		FROM residency.ask(others, 'SELECT EXISTS (SELECT FROM residency.backlog WHERE region OPERATOR(pg_catalog.=) $1::pg_catalog.name)',
-						   ARRAY[own::text]) b
-		WHERE b.answer[1]::bool;
-	IF behind IS NOT NULL THEN
-		PERFORM residency.refuse(errcode => '55000',
-			message => format('this region has not got all changes of region %s yet', behind),
-			hint => 'Try again when residency.catch_up there is empty, or in another region.');
-	END IF;
+	PERFORM residency.require_complete(others);
 	FOR r IN SELECT * FROM residency.rule WHERE kind = 'g' ORDER BY relation::text LOOP
-		EXECUTE format('LOCK TABLE %s IN SHARE ROW EXCLUSIVE MODE', r.relation);
+		PERFORM FROM residency.ask(others, format('LOCK TABLE %s IN SHARE ROW EXCLUSIVE MODE', residency.full_name(r.relation)));
 	END LOOP;
 	FOR r IN SELECT * FROM residency.rule WHERE kind = 'g' ORDER BY relation::text LOOP
 		PERFORM FROM residency.ask(ARRAY[region::name], 'SELECT residency.begin_refill($1::pg_catalog.text)',
@@ -109,6 +150,12 @@ BEGIN
 		PERFORM FROM residency.ask(ARRAY[region::name], 'SELECT residency.finish_refill($1::pg_catalog.text)',
 								   ARRAY[residency.full_name(r.relation)], deferred => true);
 	END LOOP;
+	SELECT coalesce(jsonb_agg(DISTINCT to_jsonb(c.answer)), '[]') INTO conflicts
+		FROM residency.ask(others, 'SELECT residency.full_name(c.relation), c.key, c.region, c.kind, c.home, c.constraint_name, c.content, c.noticed_at
+			FROM residency.conflict c WHERE $1::pg_catalog.name IN (c.region, c.home)', ARRAY[region]) c;
+	PERFORM FROM residency.ask(ARRAY[region::name], 'SELECT residency.take_conflicts($1::pg_catalog.jsonb)',
+							   ARRAY[conflicts::text], deferred => true);
+	PERFORM residency.warn_of_differences(region::name, others);
 	FOR a IN SELECT o.answer FROM residency.ask(ARRAY[region::name], 'SELECT o.relation, o.orphans, o.statement FROM residency.orphans() o') o LOOP
 		RAISE WARNING '% rows of table % in region "%" have no row in their directory: nobody finds them', a.answer[2], a.answer[1], region
 			USING DETAIL = 'They belong to keys that were deleted, or given another home, after the backup.',
@@ -120,4 +167,5 @@ COMMENT ON FUNCTION residency.refill(pg_catalog.text)
 	IS 'replaces all rows of global tables in a region that was restored from a backup by this region''s';
 
 REVOKE ALL ON FUNCTION residency.begin_refill(pg_catalog.text), residency.finish_refill(pg_catalog.text),
-	residency.orphans(), residency.refill(pg_catalog.text) FROM PUBLIC;
+	residency.take_conflicts(pg_catalog.jsonb), residency.warn_of_differences(pg_catalog.name, pg_catalog.name[]),
+	residency.require_complete(pg_catalog.name[]), residency.orphans(), residency.refill(pg_catalog.text) FROM PUBLIC;

@@ -1,6 +1,6 @@
 -- What the resolver of one region asks of the others, and what it did.
 
-CREATE FUNCTION residency.traces_here(without pg_catalog.text[],
+CREATE FUNCTION residency.traces_here(within pg_catalog.text[],
 									  OUT incarnation pg_catalog.int8, OUT xid pg_catalog.xid8,
 									  OUT gids pg_catalog.text[], OUT regions pg_catalog.text[])
 RETURNS SETOF pg_catalog.record
@@ -9,11 +9,11 @@ RETURNS SETOF pg_catalog.record
 AS $$
 	SELECT t.incarnation, t.xid, t.gids, t.regions FROM residency.transaction t
 	WHERE t.origin = (SELECT r.name::text FROM residency.region r WHERE r.role = session_user)
-	  AND NOT t.regions && traces_here.without
+	  AND t.regions <@ traces_here.within
 	ORDER BY t.incarnation, t.xid LIMIT 2000
 $$;
 COMMENT ON FUNCTION residency.traces_here(pg_catalog.text[])
-IS 'for gateways: traces here of their own distributed transactions, without those of some regions';
+IS 'for gateways: traces here of their own distributed transactions, of those within some regions';
 
 -- The part of a gid that all parts of its transaction share, or null if it is none of ours.
 CREATE FUNCTION residency.transaction_key(gid pg_catalog.text) RETURNS pg_catalog.text
@@ -40,11 +40,13 @@ CREATE TABLE residency.decision (
 	transaction pg_catalog.text PRIMARY KEY,
 	gid pg_catalog.text NOT NULL,
 	commit pg_catalog.bool NOT NULL,
-	role pg_catalog.name NOT NULL DEFAULT SESSION_USER,
-	decided_at pg_catalog.timestamptz NOT NULL DEFAULT pg_catalog.now()
+	role pg_catalog.name NOT NULL,
+	decided_at pg_catalog.timestamptz NOT NULL DEFAULT pg_catalog.now(),
+	proposed pg_catalog.bool NOT NULL
 );
 COMMENT ON TABLE residency.decision IS 'what residency.decide() was told, kept as a record';
 COMMENT ON COLUMN residency.decision.transaction IS 'residency.transaction_key(gid)';
+COMMENT ON COLUMN residency.decision.proposed IS 'not decided: so that of two who decide at once one sees the other';
 REVOKE ALL ON residency.decision FROM PUBLIC;
 SELECT pg_catalog.pg_extension_config_dump('residency.decision', '');
 
@@ -64,7 +66,7 @@ AS $$
 				   WHEN EXISTS (SELECT FROM residency.transaction t
 								WHERE t.incarnation = i.incarnation AND t.xid = i.xid AND g.gid = ANY (t.gids))
 				   THEN 'committed'
-				   ELSE (SELECT CASE WHEN d.commit THEN 'operator: commit' ELSE 'operator: roll back' END
+				   ELSE (SELECT CASE WHEN d.proposed THEN 'proposed: ' ELSE 'operator: ' END || CASE WHEN d.commit THEN 'commit' ELSE 'roll back' END
 						 FROM residency.decision d WHERE d.transaction = residency.transaction_key(g.gid)) END) o (outcome)
 	WHERE o.outcome IS NOT NULL
 		  AND EXISTS (SELECT FROM residency.region r WHERE r.role = session_user)
@@ -85,7 +87,7 @@ AS $$
 	SELECT p.gid, r.name, d.commit, (1000 * extract(epoch FROM clock_timestamp() - p.prepared))::int8
 	FROM pg_prepared_xacts p
 		 JOIN residency.region r ON r.role = p.owner
-		 LEFT JOIN residency.decision d ON d.transaction = residency.transaction_key(p.gid)
+		 LEFT JOIN residency.decision d ON d.transaction = residency.transaction_key(p.gid) AND NOT d.proposed
 	WHERE p.database = current_database() AND residency.transaction_key(p.gid) IS NOT NULL
 	ORDER BY d.commit IS NULL, p.prepared
 $$;
@@ -106,6 +108,14 @@ COMMENT ON FUNCTION residency.wake_resolver()
 IS 'lets the resolver look at all regions when this transaction commits; false if workers are switched off';
 REVOKE EXECUTE ON FUNCTION residency.wake_resolver() FROM PUBLIC;
 
+CREATE FUNCTION residency.propose(gid pg_catalog.text, commit pg_catalog.bool) RETURNS pg_catalog.bool
+AS 'MODULE_PATHNAME', 'residency_propose' LANGUAGE C CALLED ON NULL INPUT VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION residency.propose(pg_catalog.text, pg_catalog.bool)
+IS 'step of decide: puts on record what is about to be decided here, or withdraws that (null); false if it is decided otherwise';
+REVOKE EXECUTE ON FUNCTION residency.propose(pg_catalog.text, pg_catalog.bool) FROM PUBLIC;
+
+-- Of two who decide at once each has put its word on record before it asks the other: at least one
+-- of them sees the other's, and gives way.
 CREATE FUNCTION residency.decide(gid pg_catalog.text, commit pg_catalog.bool) RETURNS pg_catalog.void
 	LANGUAGE plpgsql VOLATILE STRICT PARALLEL UNSAFE
 	SET search_path = pg_catalog, pg_temp
@@ -113,8 +123,9 @@ AS $$
 #variable_conflict use_variable
 DECLARE
 	known record;
-	key text := residency.transaction_key(gid);
-	contrary text := CASE WHEN commit THEN 'operator: roll back' ELSE 'operator: commit' END;
+	problem text;
+	advice text;
+	contrary text := CASE WHEN commit THEN 'roll back' ELSE 'commit' END;
 BEGIN
 	PERFORM residency.require_superuser('decide a transaction in doubt');
 	IF NOT EXISTS (SELECT FROM residency.parts_here() p WHERE p.gid = decide.gid) THEN
@@ -122,29 +133,36 @@ BEGIN
 			MESSAGE = format('no part "%s" of another region''s transaction is prepared here', gid),
 			HINT = 'SELECT gids FROM residency.transactions WHERE state = ''prepared here'' lists them.';
 	END IF;
-	FOR known IN SELECT a.region, a.outcome FROM residency.ask_outcome(gid) a
-				 UNION ALL
-				 SELECT s.region, CASE WHEN d.commit THEN 'operator: commit' ELSE 'operator: roll back' END
-				 FROM residency.decision d CROSS JOIN residency.self s WHERE d.transaction = key
-	LOOP
+	IF NOT residency.propose(gid, commit) THEN
+		RAISE EXCEPTION USING ERRCODE = '55000',
+			MESSAGE = format('transaction "%s" was decided otherwise in region "%s"', gid, residency.own_region()),
+			HINT = 'The first decision counts; the resolver carries it out here by itself.';
+	END IF;
+	FOR known IN SELECT a.region, a.outcome FROM residency.ask_outcome(gid) a LOOP
 		IF known.outcome = 'origin' THEN
-			RAISE EXCEPTION USING ERRCODE = '55000',
-				MESSAGE = format('region "%s", where transaction "%s" began, answers and knows its outcome', known.region, gid),
-				HINT = format('Its resolver finishes it within seconds; SELECT * FROM residency.resolve(); in region "%s" does it now.', known.region);
+			problem := format('region "%s", where transaction "%s" began, answers and knows its outcome', known.region, gid);
+			advice := format('Its resolver finishes it within seconds; SELECT * FROM residency.resolve(); in region "%s" does it now.', known.region);
 		ELSIF known.outcome = 'committed' AND NOT commit THEN
-			RAISE EXCEPTION USING ERRCODE = '55000',
-				MESSAGE = format('region "%s" has committed its part of transaction "%s"', known.region, gid),
-				HINT = 'Commit it here as well; the resolver does so by itself.';
-		ELSIF known.outcome = contrary THEN
-			RAISE EXCEPTION USING ERRCODE = '55000',
-				MESSAGE = format('transaction "%s" was decided otherwise in region "%s"', gid, known.region),
-				HINT = 'The first decision counts; the resolver carries it out here by itself.';
+			problem := format('region "%s" has committed its part of transaction "%s"', known.region, gid);
+			advice := 'Commit it here as well; the resolver does so by itself.';
+		ELSIF known.outcome = 'operator: ' || contrary THEN
+			problem := format('transaction "%s" was decided otherwise in region "%s"', gid, known.region);
+			advice := 'The first decision counts; the resolver carries it out here by itself.';
+		ELSIF known.outcome = 'proposed: ' || contrary THEN
+			problem := format('transaction "%s" is being decided otherwise in region "%s"', gid, known.region);
+			advice := format('Agree on one outcome. If nobody is at it in region "%s", call residency.decide() there: the latest call counts.', known.region);
 		END IF;
 	END LOOP;
-	INSERT INTO residency.decision (transaction, gid, commit) VALUES (key, gid, commit) ON CONFLICT DO NOTHING;
-	IF (SELECT d.commit <> decide.commit FROM residency.decision d WHERE d.transaction = key) THEN
+	IF problem IS NOT NULL THEN
+		PERFORM residency.propose(gid, NULL);
+		RAISE EXCEPTION USING ERRCODE = '55000', MESSAGE = problem, HINT = advice;
+	END IF;
+	UPDATE residency.decision d SET proposed = false, decided_at = clock_timestamp()
+		WHERE d.transaction = residency.transaction_key(gid) AND d.commit = decide.commit;
+	IF NOT FOUND THEN
 		RAISE EXCEPTION USING ERRCODE = '55000',
-			MESSAGE = format('transaction "%s" is being decided otherwise', gid);
+			MESSAGE = format('transaction "%s" is being decided by somebody else, or under an older snapshot', gid),
+			HINT = 'Call residency.decide() again, under READ COMMITTED.';
 	END IF;
 	IF NOT residency.wake_resolver() THEN
 		RAISE WARNING USING MESSAGE = 'the workers of this server are switched off',
@@ -204,7 +222,8 @@ CREATE VIEW residency.transactions AS
 	FROM residency.decision d
 		 CROSS JOIN residency.self s
 		 LEFT JOIN residency.region r
-			ON pg_catalog.lpad(pg_catalog.to_hex(r.incarnation), 16, '0') OPERATOR(pg_catalog.=) pg_catalog.split_part(d.gid, ':', 2);
+			ON pg_catalog.lpad(pg_catalog.to_hex(r.incarnation), 16, '0') OPERATOR(pg_catalog.=) pg_catalog.split_part(d.gid, ':', 2)
+	WHERE NOT d.proposed;
 COMMENT ON VIEW residency.transactions
 IS 'distributed transactions that are not finished everywhere, and those that the resolver finished';
 COMMENT ON COLUMN residency.transactions.state

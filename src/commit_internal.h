@@ -11,11 +11,11 @@
 #define RESIDENCY_GID_PREFIX "residency:"
 
 /* commit_record.c */
-extern void residency_commit_make_gids(RemoteRegion **regions, int n, uint64 xid);
+extern int64 residency_commit_make_gids(RemoteRegion **regions, int n, uint64 xid);
 extern void residency_commit_arrays(RemoteRegion **regions, int n, char **gids, char **names);
-extern void residency_commit_record(uint64 xid, const char *gids, const char *names,
+extern void residency_commit_record(int64 incarnation, uint64 xid, const char *gids, const char *names,
 									const uint64 *finished, int nfinished);
-extern void residency_commit_queue_participate(RemoteRegion *region, uint64 xid,
+extern void residency_commit_queue_participate(RemoteRegion *region, int64 incarnation, uint64 xid,
 											   const char *gids, const char *names);
 extern int	residency_spi_as_owner(const char *sql, int nargs, Oid *types, Datum *values,
 								   bool read_only);

@@ -45,11 +45,12 @@ PG_FUNCTION_INFO_V1(residency_announce_attempt);
 #define JOIN_PAUSE_MS 3000
 
 /* the lock that add_region() takes in the newcomer, see sql/41_add_region.sql */
-#define TRY_JOIN_LOCK "SELECT pg_catalog.pg_try_advisory_xact_lock(7366837216)"
+#define TRY_JOIN_LOCK "SELECT pg_catalog.pg_try_advisory_xact_lock(7366837216) AND NOT pg_catalog.pg_is_in_recovery()"
 
 #define RECORD_ATTEMPT \
 	"INSERT INTO residency.joining (xid, incarnation, region, connection, admin) " \
-	"SELECT $1::pg_catalog.xid8, s.incarnation, $2::pg_catalog.name, $3, $4::pg_catalog.name FROM residency.self s"
+	"SELECT $1::pg_catalog.xid8, s.incarnation, $2::pg_catalog.name, $3, $4::pg_catalog.name FROM residency.self s " \
+	"WHERE s.incarnation OPERATOR(pg_catalog.=) $5::pg_catalog.int8"
 
 #define LIST_ATTEMPTS \
 	"SELECT j.xid::pg_catalog.text, j.region::pg_catalog.text, j.connection, s.oid, u.oid, r.name IS NOT NULL " \
@@ -248,7 +249,7 @@ residency_resolve_joining(ResolveRound *round, ResolveFilter wanted)
 Datum
 residency_announce_attempt(PG_FUNCTION_ARGS)
 {
-	const char *values[4];
+	const char *values[5];
 
 	residency_require_superuser("add a region");
 	RESIDENCY_FAULT(join_begins);
@@ -256,7 +257,13 @@ residency_announce_attempt(PG_FUNCTION_ARGS)
 	values[1] = NameStr(*PG_GETARG_NAME(0));
 	values[2] = PG_ARGISNULL(1) ? NULL : text_to_cstring(PG_GETARG_TEXT_PP(1));
 	values[3] = GetUserNameFromId(GetUserId(), false);
-	residency_worker_commit_apart("put on record that a region joins", RECORD_ATTEMPT, lengthof(values), values);
+	/* nobody would look after a row of another incarnation than the one that the gids get */
+	values[4] = psprintf(INT64_FORMAT, residency_self()->incarnation);
+	if (!residency_worker_commit_apart("put on record that a region joins", RECORD_ATTEMPT, lengthof(values), values))
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("a region cannot join in the transaction that has made or renewed this one"),
+				 errhint("COMMIT first, and then call residency.add_region() again.")));
 	/* it looks again until this transaction has ended, and then at what it has left */
 	residency_worker_wake(RESIDENCY_WORKER_RESOLVER);
 	RESIDENCY_FAULT(join_recorded);

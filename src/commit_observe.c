@@ -11,6 +11,7 @@
 #include "access/transam.h"
 #include "access/xact.h"
 #include "access/xlog.h"
+#include "access/xlog_internal.h"
 #include "catalog/pg_type.h"
 #include "executor/spi.h"
 #include "miscadmin.h"
@@ -202,15 +203,15 @@ strings_of_literal(char *literal)
 	return strings_of_array(OidInputFunctionCall(F_ARRAY_IN, literal, TEXTOID, -1));
 }
 
-/* names of the regions that the round does not reach, as text[] */
+/* names of the regions that the round reaches, as text[] */
 static Datum
-missing_regions(ResolveRound *round)
+reached_regions(ResolveRound *round)
 {
 	Datum	   *names = palloc((round->n + 1) * sizeof(Datum));
 	int			n = 0;
 
 	for (int i = 0; i < round->n; i++)
-		if (!round->regions[i].reached)
+		if (round->regions[i].reached)
 			names[n++] = CStringGetTextDatum(round->regions[i].region->name);
 	return PointerGetDatum(compat_text_array(names, n));
 }
@@ -246,7 +247,7 @@ void
 residency_resolve_list(ResolveRound *round)
 {
 	TimestampTz deadline = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), round->timeout_ms);
-	const char *values[] = {OidOutputFunctionCall(F_ARRAY_OUT, missing_regions(round))};
+	const char *values[] = {OidOutputFunctionCall(F_ARRAY_OUT, reached_regions(round))};
 
 	for (int i = 0; i < round->n; i++)
 		if (round->regions[i].reached)
@@ -323,11 +324,26 @@ residency_resolve_decisions(List *gids)
 }
 
 /* decision rows that this round may find finished: those that wait for a region that is
- * not asked, perhaps for days, are not even read */
+ * not asked, perhaps for days, or is known no more, are not even read */
 List *
 residency_resolve_candidates(ResolveRound *round)
 {
-	return read_decisions("NOT regions OPERATOR(pg_catalog.&&) $2", TEXTARRAYOID, missing_regions(round));
+	return read_decisions("regions OPERATOR(pg_catalog.<@) $2", TEXTARRAYOID, reached_regions(round));
+}
+
+/*
+ * The end of what is in the WAL now.  The position where the next record goes is behind a page's
+ * header if the last one has filled its page, and nobody has written that header yet.
+ */
+static XLogRecPtr
+end_of_wal(void)
+{
+	XLogRecPtr	end = GetXLogInsertRecPtr();
+
+	if (end % XLOG_BLCKSZ == SizeOfXLogShortPHD ||
+		XLogSegmentOffset(end, wal_segment_size) == SizeOfXLogLongPHD)
+		end -= end % XLOG_BLCKSZ;
+	return end;
 }
 
 /*
@@ -343,7 +359,7 @@ residency_resolve_safe(void)
 	/* whatever this session's own synchronous_commit says */
 	if (max_wal_senders == 0 || !compat_sync_standbys_defined())
 		return true;
-	visible = GetXLogInsertRecPtr();
+	visible = end_of_wal();
 	XLogFlush(visible);
 	for (int waited = 0; waited <= SAFE_WAIT_MS; waited += SAFE_LOOK_MS)
 	{
@@ -360,9 +376,10 @@ residency_resolve_safe(void)
 	return false;
 }
 
-/* SQL: residency.replicated_here(): residency_resolve_safe for the resolver of another region */
+/* SQL: residency.replicated_here(): residency_resolve_safe for the resolver of another region.  A
+ * standby does not even show what is prepared. */
 Datum
 residency_replicated_here(PG_FUNCTION_ARGS)
 {
-	PG_RETURN_BOOL(residency_resolve_safe());
+	PG_RETURN_BOOL(!RecoveryInProgress() && residency_resolve_safe());
 }

@@ -12,9 +12,13 @@
  *
  * A part here is finished by what is observed in this order:
  *
- *	 1. it is prepared here, and has been for residency.doubt_timeout: its origin had time
- *	 2. the operator has decided its transaction here	-> that
- *	 3. a region that answers shows its trace	-> commit, or the operator's word -> that
+ *	 1. it is prepared here, and has been for residency.doubt_timeout: its origin had time;
+ *		or the operator has decided its transaction here
+ *	 2. a region that answers shows its trace	-> commit, or is the origin	-> that one does it
+ *	 3. the operator's word, here or in a region that answers	-> that
+ *
+ * The operator's word is asked about, too: it may have been said while the origin was away, and be
+ * carried out only now.  Two contrary ones cannot be: see residency.decide().
  *
  * Which regions take part cannot be seen from a part, so all are asked.  All parts of a
  * transaction are known by its gids, which differ in one number only.
@@ -39,17 +43,26 @@
 
 #include "fault.h"
 #include "regions.h"
+#include "regions_internal.h"
+#include "worker.h"
 
 PG_FUNCTION_INFO_V1(residency_ask_outcome);
-
-/* parts looked at in one round */
-#define ROUND_PARTS 500
+PG_FUNCTION_INFO_V1(residency_propose);
 
 /* how long the origin is given if residency.doubt_timeout is 0 */
 #define PATIENCE_MS 5000
 
 #define ASK_OUTCOMES \
 	"SELECT o.gid, o.outcome FROM residency.outcomes_here($1::pg_catalog.text[]) AS o"
+
+/* what is about to be decided takes the place of an earlier proposal, and of no decision */
+#define PROPOSE \
+	"INSERT INTO residency.decision (transaction, gid, commit, role, proposed) " \
+	"VALUES (residency.transaction_key($1), $1, $2::pg_catalog.bool, $3::pg_catalog.name, true) " \
+	"ON CONFLICT (transaction) DO UPDATE SET commit = excluded.commit, role = excluded.role, decided_at = excluded.decided_at " \
+	"WHERE decision.proposed OR decision.commit OPERATOR(pg_catalog.=) excluded.commit"
+#define WITHDRAW \
+	"DELETE FROM residency.decision WHERE transaction OPERATOR(pg_catalog.=) residency.transaction_key($1) AND proposed"
 
 /* one part prepared here */
 typedef struct Part
@@ -58,7 +71,9 @@ typedef struct Part
 	char	   *origin;
 	bool		decided;
 	bool		commit;			/* valid if decided */
-	const char *why;			/* the same, for the log */
+	bool		committed;		/* by another participant: nothing else can be true any more */
+	bool		owned;			/* its origin answers */
+	const char *why;			/* of the decision, for the log */
 } Part;
 
 /* how long a part waits before others are asked about it, in ms */
@@ -70,7 +85,8 @@ patience(void)
 
 /*
  * The parts that wait here and are old enough, or decided by the operator; SPI is
- * connected.  *next_ms becomes less if another one will be old enough earlier.
+ * connected.  All of them, since any may be the one that others know about: max_prepared_transactions
+ * bounds their number.  *next_ms becomes less if another one will be old enough earlier.
  */
 static List *
 read_parts(long *next_ms)
@@ -78,8 +94,7 @@ read_parts(long *next_ms)
 	MemoryContext context = CurrentMemoryContext;
 	List	   *parts = NIL;
 
-	residency_spi_as_owner(psprintf("SELECT gid, origin, word, age_ms FROM residency.parts_here() LIMIT %d", ROUND_PARTS),
-						   0, NULL, NULL, true);
+	residency_spi_as_owner("SELECT gid, origin, word, age_ms FROM residency.parts_here()", 0, NULL, NULL, true);
 	for (uint64 i = 0; i < SPI_processed; i++)
 	{
 		HeapTuple	tuple = SPI_tuptable->vals[i];
@@ -105,24 +120,36 @@ read_parts(long *next_ms)
 	return parts;
 }
 
-/* a text[] literal of the gids that nothing is known of, NULL if there is none */
+/* a text[] literal of the parts' gids */
 static char *
-open_gids(List *parts)
+gids_of(List *parts)
 {
 	Datum	   *gids = palloc((list_length(parts) + 1) * sizeof(Datum));
 	int			n = 0;
 	ListCell   *lc;
 
 	foreach(lc, parts)
-	{
-		Part	   *part = lfirst(lc);
-
-		if (!part->decided)
-			gids[n++] = CStringGetTextDatum(part->gid);
-	}
-	if (n == 0)
-		return NULL;
+		gids[n++] = CStringGetTextDatum(((Part *) lfirst(lc))->gid);
 	return OidOutputFunctionCall(F_ARRAY_OUT, PointerGetDatum(compat_text_array(gids, n)));
+}
+
+/* takes over what a region said of one part */
+static void
+learn_outcome(Part *part, const char *outcome, const char *region)
+{
+	if (strcmp(outcome, "origin") == 0)
+		part->owned = true;
+	else if (strcmp(outcome, "committed") == 0)
+	{
+		part->decided = part->commit = part->committed = true;
+		part->why = psprintf("region \"%s\" has committed its part", region);
+	}
+	else if (strncmp(outcome, "operator", 8) == 0 && !part->decided)
+	{
+		part->decided = true;
+		part->commit = strcmp(outcome, "operator: roll back") != 0;
+		part->why = psprintf("residency.decide() was called in region \"%s\"", region);
+	}
 }
 
 /* takes over what a region knows of the parts */
@@ -133,23 +160,11 @@ learn(List *parts, ResolveRegion *r)
 
 	for (int row = 0; row < PQntuples(res); row++)
 	{
-		const char *outcome = PQgetvalue(res, row, 1);
-		bool		operator = strncmp(outcome, "operator", 8) == 0;
 		ListCell   *lc;
 
-		if (!operator && strcmp(outcome, "committed") != 0)
-			continue;
 		foreach(lc, parts)
-		{
-			Part	   *part = lfirst(lc);
-
-			if (strcmp(part->gid, PQgetvalue(res, row, 0)) != 0 || part->decided)
-				continue;
-			part->decided = true;
-			part->commit = strcmp(outcome, "operator: roll back") != 0;
-			part->why = psprintf(operator ? "residency.decide() was called in region \"%s\""
-								 : "region \"%s\" has committed its part", r->region->name);
-		}
+			if (strcmp(((Part *) lfirst(lc))->gid, PQgetvalue(res, row, 0)) == 0)
+				learn_outcome(lfirst(lc), PQgetvalue(res, row, 1), r->region->name);
 	}
 }
 
@@ -194,7 +209,7 @@ residency_peers_committed(ResolveRound *round, List *gids)
 		part->gid = lfirst(lc);
 		parts = lappend(parts, part);
 	}
-	ask_outcomes(round, open_gids(parts));
+	ask_outcomes(round, gids_of(parts));
 	for (int i = 0; i < round->n; i++)
 	{
 		ResolveRegion *r = &round->regions[i];
@@ -209,7 +224,7 @@ residency_peers_committed(ResolveRound *round, List *gids)
 	{
 		Part	   *part = lfirst(lc);
 
-		if (part->decided && part->commit)
+		if (part->committed || (part->decided && part->commit))
 			committed = lappend(committed, part->gid);
 	}
 	return committed;
@@ -227,7 +242,7 @@ residency_peers_find(ResolveRound *round, int *waiting, long *next_ms)
 	TimestampTz deadline = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), round->timeout_ms);
 	List	   *verdicts = NIL;
 	List	   *parts = read_parts(next_ms);
-	char	   *gids = parts != NIL ? open_gids(parts) : NULL;
+	char	   *gids = parts != NIL ? gids_of(parts) : NULL;
 	ListCell   *lc;
 
 	*waiting = 0;
@@ -248,7 +263,7 @@ residency_peers_find(ResolveRound *round, int *waiting, long *next_ms)
 		Part	   *part = lfirst(lc);
 		ResolveResult *verdict;
 
-		if (!part->decided)
+		if (!part->decided || (part->owned && !part->committed))
 		{
 			(*waiting)++;
 			continue;
@@ -356,4 +371,23 @@ residency_ask_outcome(PG_FUNCTION_ARGS)
 		tuplestore_putvalues(out->setResult, out->setDesc, values, nulls);
 	}
 	PG_RETURN_NULL();
+}
+
+/*
+ * SQL: residency.propose(gid, commit), step of decide: puts on record what is about to be decided here,
+ * for others to see at once; with null instead of commit, withdraws it.  False if this region has
+ * decided otherwise.
+ */
+Datum
+residency_propose(PG_FUNCTION_ARGS)
+{
+	const char *values[3];
+
+	residency_require_superuser("decide a transaction in doubt");
+	values[0] = text_to_cstring(PG_GETARG_TEXT_PP(0));
+	if (PG_ARGISNULL(1))
+		PG_RETURN_BOOL(residency_worker_commit_apart("withdraw a decision", WITHDRAW, 1, values));
+	values[1] = PG_GETARG_BOOL(1) ? "true" : "false";
+	values[2] = GetUserNameFromId(GetSessionUserId(), false);
+	PG_RETURN_BOOL(residency_worker_commit_apart("put on record what is to be decided", PROPOSE, lengthof(values), values));
 }

@@ -52,6 +52,7 @@
 typedef struct TrackedCommit
 {
 	uint64		xid;			/* 0: free */
+	int64		incarnation;	/* of this region, as the gids have it */
 	int			waiting;		/* regions whose answer is missing */
 	bool		failed;			/* some region answered with an error: left to the resolver */
 	int			nregions;
@@ -183,7 +184,7 @@ queue_prepare(RemoteRegion *region, TrackedCommit *commit, const char *gids, con
 	if (region->level == 0)
 		elog(ERROR, "region \"%s\" has no transaction to prepare", region->name);
 	residency_pipeline_control(region, "SET CONSTRAINTS ALL IMMEDIATE");
-	residency_commit_queue_participate(region, commit->xid, gids, names);
+	residency_commit_queue_participate(region, commit->incarnation, commit->xid, gids, names);
 	snprintf(sql, sizeof(sql), "PREPARE TRANSACTION '%s'", region->gid);
 	region->decision = residency_pipeline_add(region, REMOTE_KIND_STATEMENT, sql, 0, NULL, 0, -1);
 	region->ending = true;
@@ -232,14 +233,14 @@ prepare_everywhere(RemoteRegion **writers, int n)
 	if (n > RESIDENCY_MAX_REGIONS)
 		elog(ERROR, "too many regions in one transaction");
 	RESIDENCY_FAULT(commit_begins);
-	residency_commit_make_gids(writers, n, xid);
+	commit->incarnation = residency_commit_make_gids(writers, n, xid);
 	for (int i = 0; i < n; i++)
 		commit->regions[i] = writers[i];
 	commit->nregions = commit->waiting = n;
 	commit_state.current = commit;
 	residency_commit_arrays(writers, n, &gids, &names);
 	commit_state.deleting = commit_state.nfinished;
-	residency_commit_record(xid, gids, names, commit_state.finished, commit_state.nfinished);
+	residency_commit_record(commit->incarnation, xid, gids, names, commit_state.finished, commit_state.nfinished);
 	RESIDENCY_FAULT(recorded);
 
 	for (int i = 0; i < n; i++)

@@ -82,22 +82,27 @@ residency_announce_incarnation(PG_FUNCTION_ARGS)
 	const char *values[] = {psprintf(INT64_FORMAT, PG_GETARG_INT64(0))};
 
 	residency_require_superuser("renew the incarnation of this region");
-	residency_worker_commit_apart("put the new incarnation on record",
-								  "UPDATE residency.self SET announced = "
-								  "pg_catalog.array_append(announced, $1::pg_catalog.int8)",
-								  lengthof(values), values);
+	if (!residency_worker_commit_apart("put the new incarnation on record",
+									   "UPDATE residency.self SET announced = "
+									   "pg_catalog.array_append(announced, $1::pg_catalog.int8)",
+									   lengthof(values), values))
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("this region cannot be renewed in the transaction that has made it"),
+				 errhint("COMMIT first, and then call residency.renew().")));
 	PG_RETURN_VOID();
 }
 
 /*
  * Gids of this transaction's parts: unguessable, so nobody can occupy them.  They differ in
  * the part's number only, which is how participants know that two parts belong together;
- * an xid alone may come again after a crash.
+ * an xid alone may come again after a crash.  Returns the incarnation in them: renew() may give
+ * this region another one before the rest of the record is written.
  */
-void
+int64
 residency_commit_make_gids(RemoteRegion **regions, int n, uint64 xid)
 {
-	const ResidencySelf *self = residency_self();
+	int64		incarnation = residency_self()->incarnation;
 	uint32		random;
 
 	if (!pg_strong_random(&random, sizeof(random)))
@@ -106,7 +111,8 @@ residency_commit_make_gids(RemoteRegion **regions, int n, uint64 xid)
 				 errmsg("no random number could be made")));
 	for (int i = 0; i < n; i++)
 		snprintf(regions[i]->gid, sizeof(regions[i]->gid), "residency:%016llx:%llu:%d:%08x",
-				 (unsigned long long) self->incarnation, (unsigned long long) xid, i, random);
+				 (unsigned long long) incarnation, (unsigned long long) xid, i, random);
+	return incarnation;
 }
 
 /* a text[] literal of C strings */
@@ -154,17 +160,16 @@ residency_commit_arrays(RemoteRegion **regions, int n, char **gids, char **names
  * regions have applied.  Part of the committing transaction.
  */
 void
-residency_commit_record(uint64 xid, const char *gids, const char *names,
+residency_commit_record(int64 incarnation, uint64 xid, const char *gids, const char *names,
 						const uint64 *finished, int nfinished)
 {
-	const ResidencySelf *self = residency_self();
 	Oid			types[] = {TEXTOID, INT8OID, TEXTOID, TEXTOID, TEXTOID, TEXTOID};
 	Datum		values[lengthof(types)];
 	char		xid_text[32];
 
 	snprintf(xid_text, sizeof(xid_text), UINT64_FORMAT, xid);
-	values[0] = CStringGetTextDatum(self->region);
-	values[1] = Int64GetDatum(self->incarnation);
+	values[0] = CStringGetTextDatum(residency_self()->region);
+	values[1] = Int64GetDatum(incarnation);
 	values[2] = CStringGetTextDatum(xid_text);
 	values[3] = CStringGetTextDatum(gids);
 	values[4] = CStringGetTextDatum(names);
@@ -185,18 +190,17 @@ residency_commit_record(uint64 xid, const char *gids, const char *names,
  * owner of the prepared transaction, so that resolve() may finish it.
  */
 void
-residency_commit_queue_participate(RemoteRegion *region, uint64 xid,
+residency_commit_queue_participate(RemoteRegion *region, int64 incarnation, uint64 xid,
 								   const char *gids, const char *names)
 {
-	const ResidencySelf *self = residency_self();
-	char		incarnation[32];
+	char		incarnation_text[32];
 	char		xid_text[32];
 	const char *values[6];
 
-	snprintf(incarnation, sizeof(incarnation), INT64_FORMAT, self->incarnation);
+	snprintf(incarnation_text, sizeof(incarnation_text), INT64_FORMAT, incarnation);
 	snprintf(xid_text, sizeof(xid_text), UINT64_FORMAT, xid);
-	values[0] = self->region;
-	values[1] = incarnation;
+	values[0] = residency_self()->region;
+	values[1] = incarnation_text;
 	values[2] = xid_text;
 	values[3] = gids;
 	values[4] = names;
@@ -241,6 +245,10 @@ residency_participate(PG_FUNCTION_ARGS)
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 				 errmsg("gateway \"%s\" may leave traces of its own transactions only", gateway)));
+	/* hello has seen to it, but nobody says that to a newcomer */
+	if (synchronous_commit < SYNCHRONOUS_COMMIT_ON)
+		(void) set_config_option("synchronous_commit", "on", PGC_USERSET, PGC_S_SESSION,
+								 GUC_ACTION_LOCAL, true, 0, false);
 	for (int i = 0; i < lengthof(types); i++)
 		values[i] = PG_GETARG_DATUM(i);
 	if (SPI_connect() != SPI_OK_CONNECT)

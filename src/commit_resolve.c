@@ -352,8 +352,8 @@ orphans(ResolveRegion *r)
 	return result;
 }
 
-/* deletes what no region needs any more: traces there, then decision rows here */
-static void
+/* deletes what no region needs any more: traces there, then decision rows here; true if there was any */
+static bool
 forget_finished(ResolveRound *round, List *candidates)
 {
 	List	   *done = finished(round, candidates);
@@ -364,6 +364,7 @@ forget_finished(ResolveRound *round, List *candidates)
 	if (done != NIL)
 		RESIDENCY_FAULT(resolver_forgets);
 	forget_here(done);
+	return done != NIL;
 }
 
 /* steps 1 to 4 in the regions of the round, all side by side */
@@ -385,18 +386,22 @@ residency_resolve_prepared(ResolveRound *round)
 
 /*
  * One round over all regions that the filter wants (NULL: all).  Each of its steps waits at
- * most timeout_ms.  Returns ResolveResults; throws only for what is wrong here.
+ * most timeout_ms.  Returns ResolveResults; throws only for what is wrong here.  *more, unless NULL:
+ * there were more decision rows than one round looks at, and some of them are gone now.
  */
 List *
-residency_resolve_round(ResolveFilter wanted, int timeout_ms)
+residency_resolve_round(ResolveFilter wanted, int timeout_ms, bool *more)
 {
 	ResolveRound round;
 	List	   *candidates;
+	bool		deleted;
 
 	residency_resolve_begin(&round, wanted, timeout_ms);
 	candidates = residency_resolve_candidates(&round);
 	residency_resolve_prepared(&round);
-	forget_finished(&round, candidates);
+	deleted = forget_finished(&round, candidates);
+	if (more != NULL)
+		*more = deleted && list_length(candidates) >= RESOLVE_ROWS;
 	residency_resolve_joining(&round, wanted);
 	return round.results;
 }
@@ -406,7 +411,7 @@ residency_resolve_round(ResolveFilter wanted, int timeout_ms)
 static uint64
 decisions_left(void)
 {
-	(void) residency_resolve_round(NULL, residency_connect_timeout);
+	(void) residency_resolve_round(NULL, residency_connect_timeout, NULL);
 	residency_spi_as_owner("SELECT FROM residency.transaction t JOIN residency.self s "
 						   "ON s.region::pg_catalog.text OPERATOR(pg_catalog.=) t.origin "
 						   "UNION ALL SELECT FROM residency.joining", 0, NULL, NULL,
@@ -461,7 +466,7 @@ residency_resolve(PG_FUNCTION_ARGS)
 	if (SPI_connect() != SPI_OK_CONNECT)
 		elog(ERROR, "SPI_connect failed");
 	MemoryContextSwitchTo(context);
-	results = residency_resolve_round(NULL, residency_connect_timeout);
+	results = residency_resolve_round(NULL, residency_connect_timeout, NULL);
 	foreach(lc, results)
 	{
 		ResolveResult *result = lfirst(lc);

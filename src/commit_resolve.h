@@ -78,7 +78,7 @@ extern void residency_resolve_joining(ResolveRound *round, ResolveFilter wanted)
 
 /* commit_resolve.c */
 extern void residency_resolve_prepared(ResolveRound *round);
-extern List *residency_resolve_round(ResolveFilter wanted, int timeout_ms);
+extern List *residency_resolve_round(ResolveFilter wanted, int timeout_ms, bool *more);
 
 /* commit_worker.c */
 extern void residency_resolver_note(const ResolveResult *result);

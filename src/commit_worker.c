@@ -240,7 +240,7 @@ digest_answers(List *results, List *asked)
 		{
 			ResolveResult *result = lfirst(r);
 
-			if (result->gid == NULL && strcmp(result->region, region) == 0)
+			if (result->gid == NULL && result->detail != NULL && strcmp(result->region, region) == 0)
 				failure = result->detail;
 		}
 		remember_answer(region, lfirst_oid(lc), failure);
@@ -294,7 +294,7 @@ due_servers(void)
 }
 
 /* ResidencyWorkerRound: finishes this region's own transactions in all regions that are
- * due; true if nothing is left to do */
+ * due; true if nothing is left to do.  The argument, a bool *, see residency_resolve_round. */
 static bool
 run_round(void *arg)
 {
@@ -309,7 +309,7 @@ run_round(void *arg)
 	if (SPI_connect() != SPI_OK_CONNECT)
 		elog(ERROR, "SPI_connect failed");
 	MemoryContextSwitchTo(context);
-	results = residency_resolve_round(is_due, STEP_TIMEOUT_MS);
+	results = residency_resolve_round(is_due, STEP_TIMEOUT_MS, arg);
 	finished &= digest_answers(results, asked);
 	finished &= digest_actions(results);
 	finished &= !anything_waits();
@@ -390,7 +390,8 @@ until_due(long most)
 	for (int i = 0; i < RESIDENCY_MAX_REGIONS; i++)
 		if (memories[i].failures > 0)
 			most = Min(most, TimestampDifferenceMilliseconds(now, memories[i].retry_at));
-	return most;
+	/* one that has been due for long belongs to no round any more, or rounds fail ahead of it */
+	return Max(most, PAUSE_FIRST_MS);
 }
 
 /* main function of the kind, see worker.h */
@@ -405,13 +406,14 @@ residency_resolver_main(void)
 	while (residency_worker_wait(pause))
 	{
 		long		next_ms = residency_resolve_interval;
-		bool		finished = residency_worker_try(run_round, NULL);
+		bool		more = false;
+		bool		finished = residency_worker_try(run_round, &more);
 
 		finished &= finish_peers(context, &next_ms);
 		unfinished = finished ? 0 : unfinished + 1;
 		pause = finished ? residency_resolve_interval
 			: until_due(Min(PAUSE_FIRST_MS << Min(unfinished - 1, 8), PAUSE_LAST_MS));
-		pause = Min(pause, next_ms);
+		pause = more ? 0 : Min(pause, next_ms);
 	}
 }
 

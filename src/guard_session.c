@@ -97,6 +97,12 @@ residency_hello(PG_FUNCTION_ARGS)
 						self == NULL ? "" : strcmp(self->region, region) == 0 ?
 						"\" of another deployment" : "\""),
 				 errhint("Correct host and port: ALTER SERVER ... OPTIONS (SET host ..., SET port ...).")));
+	/* it would show nothing of what is prepared on its primary */
+	if (RecoveryInProgress())
+		ereport(ERROR,
+				(errcode(ERRCODE_SQLSERVER_REJECTED_ESTABLISHMENT_OF_SQLCONNECTION),
+				 errmsg("this server of region \"%s\" is a standby", region),
+				 errhint("Name the primary, or all of its servers and the primary among them: ALTER SERVER ... OPTIONS (ADD target_session_attrs 'read-write').")));
 	if (self->copy && !admin)
 		ereport(ERROR,
 				(errcode(ERRCODE_SQLSERVER_REJECTED_ESTABLISHMENT_OF_SQLCONNECTION),
@@ -126,8 +132,10 @@ residency_hello(PG_FUNCTION_ARGS)
 	residency_guard_serve(gateway, strtoull(text_to_cstring(PG_GETARG_TEXT_PP(5)), NULL, 16));
 	strlcpy(session.gateway, gateway, sizeof(session.gateway));
 	session.admin = admin;
-	if (synchronous_commit < SYNCHRONOUS_COMMIT_ON)
-		SetConfigOption("synchronous_commit", "on", PGC_USERSET, PGC_S_SESSION);
+	/* as a default, which no rollback of this transaction takes back, and no reload */
+	SetConfigOption("synchronous_commit",
+					synchronous_commit < SYNCHRONOUS_COMMIT_ON ? "on" : GetConfigOption("synchronous_commit", false, false),
+					PGC_SUSET, PGC_S_OVERRIDE);
 	PG_RETURN_INT32(compat_cancel_key());
 }
 
@@ -337,7 +345,7 @@ fault_at_verdict(Node *stmt, bool before)
 {
 	TransactionStmtKind kind;
 
-	if (!IsA(stmt, TransactionStmt))
+	if (!IsA(stmt, TransactionStmt) || residency_session_gateway() == NULL)
 		return;
 	kind = ((TransactionStmt *) stmt)->kind;
 	if (kind == TRANS_STMT_COMMIT_PREPARED && before)
@@ -361,7 +369,10 @@ session_ProcessUtility(PlannedStmt *pstmt, const char *queryString, bool readOnl
 
 	if (!serves_gateway())
 	{
+		/* an administrator's session is not guarded, but crashes like any other */
+		fault_at_verdict(pstmt->utilityStmt, true);
 		next(pstmt, queryString, readOnlyTree, context, params, queryEnv, dest, qc);
+		fault_at_verdict(pstmt->utilityStmt, false);
 		return;
 	}
 	role = context == PROCESS_UTILITY_TOPLEVEL ? role_to_take(pstmt->utilityStmt) : NULL;

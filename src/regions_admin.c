@@ -11,18 +11,21 @@
 #include "residency.h"
 
 #include "access/xact.h"
+#include "catalog/namespace.h"
 #include "catalog/pg_type.h"
 #include "catalog/pg_user_mapping.h"
 #include "executor/spi.h"
 #include "foreign/foreign.h"
 #include "funcapi.h"
 #include "miscadmin.h"
+#include "storage/lmgr.h"
 #include "storage/proc.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/fmgrprotos.h"
 #include "utils/guc.h"
 #include "utils/inval.h"
+#include "utils/lsyscache.h"
 #include "utils/syscache.h"
 #include "utils/tuplestore.h"
 
@@ -106,6 +109,20 @@ prepare_regions(List *regions, const char *bound, const char *search_path)
 }
 
 /*
+ * The lock below is free as soon as the last change is decided, and that may have to be applied here yet.
+ * Its part has written these tables: whoever can lock them sees what it did.
+ */
+static void
+await_last_change(void)
+{
+	static const char *const tables[] = {"region", "rule"};
+	Oid			schema = get_namespace_oid(RESIDENCY_SCHEMA, false);
+
+	for (int i = 0; i < lengthof(tables); i++)
+		LockRelationOid(get_relname_relid(tables[i], schema), ShareRowExclusiveLock);
+}
+
+/*
  * Two changes at once would lock tables in different orders in different regions, so
  * all of them first take a lock in one fixed region, the one with the lowest number.
  * It lasts as long as the transaction there, prepared ones included.  While one region is
@@ -147,14 +164,21 @@ residency_begin_change(const char *search_path, const char *without)
 		residency_remote_wait(request);
 		residency_remote_release(request);
 	}
+	await_last_change();
 	CommandCounterIncrement();
 	AcceptInvalidationMessages();
 }
 
-/* residency.begin_change(without): the same for the SQL functions. */
+/* residency.begin_change(without): the same for the SQL functions, which read and copy what is there once the
+ * lock is held; an older snapshot would not show them what others have done until then. */
 Datum
 residency_begin_change_sql(PG_FUNCTION_ARGS)
 {
+	if (IsolationUsesXactSnapshot())
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("regions and tables are changed under READ COMMITTED only"),
+				 errhint("Run SET default_transaction_isolation = 'read committed' first.")));
 	residency_begin_change(NULL, PG_ARGISNULL(0) ? NULL : NameStr(*PG_GETARG_NAME(0)));
 	PG_RETURN_VOID();
 }

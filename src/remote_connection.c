@@ -131,10 +131,20 @@ residency_connection_parameters(Oid serverid, Oid userid, const char ***keywords
 	return true;
 }
 
-/* there is no mapping to connect with */
+/*
+ * There is no mapping to connect with.  Throws, but for a worker: to that the region is one more that
+ * cannot be reached, and keeps it from no other.
+ */
 static void
 refuse_without_mapping(RemoteRegion *region)
 {
+	if (residency_is_worker)
+	{
+		residency_error_store_text(region, Max(region->base, 1), ERRCODE_UNDEFINED_OBJECT,
+								   "there is no user mapping to log in with", NULL);
+		residency_pipeline_abandon_lost(region);
+		return;
+	}
 	if (region->admin)
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_OBJECT),
@@ -209,7 +219,10 @@ residency_connection_start(RemoteRegion *region)
 	else if (!residency_connection_parameters(region->serverid,
 											  region->admin ? region->admin_user : InvalidOid,
 											  &keywords, &values))
+	{
 		refuse_without_mapping(region);
+		return;
+	}
 	if (!AcquireExternalFD())
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_RESOURCES),

@@ -126,6 +126,7 @@ residency_error_store(RemoteRegion *region, int level, PGresult *res)
 	/* hints of our own functions are made to travel, and name objects only */
 	if (region->admin || sqlstate == ERRCODE_FEATURE_NOT_SUPPORTED ||
 		sqlstate == ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE ||
+		sqlstate == ERRCODE_SQLSERVER_REJECTED_ESTABLISHMENT_OF_SQLCONNECTION ||
 		sqlstate == ERRCODE_UNDEFINED_OBJECT)
 		copy_field(error->hint, sizeof(error->hint), res, PG_DIAG_MESSAGE_HINT);
 }

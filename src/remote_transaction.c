@@ -21,6 +21,7 @@
 #include "miscadmin.h"
 #include "utils/builtins.h"
 #include "utils/memutils.h"
+#include "utils/syscache.h"
 
 #include "guard.h"
 #include "regions.h"
@@ -97,6 +98,27 @@ make_region(Oid serverid, bool admin, const char *name)
 	return region;
 }
 
+/*
+ * Closes connections by servers that are no more: those of a call of add_region() that failed have made
+ * their server themselves, and a superuser's session would stay there as long as this one.
+ */
+static void
+close_homeless(void)
+{
+	dlist_iter	iter;
+
+	dlist_foreach(iter, &residency_remote.regions)
+	{
+		RemoteRegion *region = dlist_container(RemoteRegion, node, iter.cur);
+
+		if (region->state == REMOTE_CLOSED || region->level > 0 || region->conninfo != NULL ||
+			SearchSysCacheExists1(FOREIGNSERVEROID, ObjectIdGetDatum(region->serverid)))
+			continue;
+		residency_connection_close(region);
+		residency_pipeline_abandon_lost(region);
+	}
+}
+
 /* finds the backend's entry, or makes it */
 static RemoteRegion *
 find_region(Oid serverid, bool admin)
@@ -112,6 +134,7 @@ find_region(Oid serverid, bool admin)
 		if (region->serverid == serverid && region->admin == admin)
 			return region;
 	}
+	close_homeless();
 	return make_region(serverid, admin, GetForeignServer(serverid)->servername);
 }
 

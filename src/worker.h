@@ -61,9 +61,10 @@ extern void residency_worker_init(void);
  * Runs a statement with text parameters (NULL: null) in a transaction of its own, as the
  * bootstrap superuser, and returns when that is on disk; it stays when the caller's own
  * transaction aborts.  "what" completes "could not ..." in the error that is thrown otherwise.
- * Interruptible: it may be committed then, or not.  Takes a free background worker.
+ * Interruptible: it may be committed then, or not.  Takes a free background worker.  False if the
+ * statement has changed no row.
  */
-extern void residency_worker_commit_apart(const char *what, const char *sql, int n,
+extern bool residency_worker_commit_apart(const char *what, const char *sql, int n,
 										  const char *const *values);
 
 /* true if this session is such a one, and somebody wants the database for themselves now */

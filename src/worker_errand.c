@@ -32,6 +32,7 @@ typedef struct Errand
 {
 	Oid			database;
 	volatile bool done;
+	bool		changed;		/* some row; valid if done */
 	int			sqlstate;		/* of what went wrong, 0: nothing that would be known */
 	char		message[256];
 	int			n;				/* parameters, all text */
@@ -97,12 +98,13 @@ start_errand(dsm_segment *segment, const char *what)
 }
 
 /* see worker.h */
-void
+bool
 residency_worker_commit_apart(const char *what, const char *sql, int n, const char *const *values)
 {
 	dsm_segment *segment = make_errand(sql, n, values);
 	Errand	   *errand = dsm_segment_address(segment);
 	BgwHandleStatus status = WaitForBackgroundWorkerShutdown(start_errand(segment, what));
+	bool		changed;
 
 	if (status == BGWH_POSTMASTER_DIED)
 		ereport(FATAL,
@@ -113,7 +115,9 @@ residency_worker_commit_apart(const char *what, const char *sql, int n, const ch
 				(errcode(errand->sqlstate != 0 ? errand->sqlstate : ERRCODE_INTERNAL_ERROR),
 				 errmsg("could not %s: %s", what,
 						errand->sqlstate != 0 ? errand->message : "the process that does it ended early")));
+	changed = errand->changed;
 	dsm_detach(segment);
+	return changed;
 }
 
 /* runs the statement in a transaction that is on disk, here and on standbys, when it returns */
@@ -141,6 +145,7 @@ run_errand(Errand *errand)
 	}
 	if (SPI_execute_with_args(text, errand->n, types, values, nulls, false, 0) < 0)
 		elog(ERROR, "SPI failed");
+	errand->changed = SPI_processed > 0;
 	SPI_finish();
 	PopActiveSnapshot();
 	CommitTransactionCommand();

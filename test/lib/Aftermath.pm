@@ -44,16 +44,16 @@ sub rows
 	return map { [ split /\|/, $_, -1 ] } split /\n/, $t->r->psql($region, $sql);
 }
 
-# All conflicts: { relation, key, kind, home, region, txn, row, known => [regions] }.
+# All conflicts: { relation, key, kind, home, region, constraint, txn, row, known => [regions] }.
 sub conflicts
 {
 	my ($t) = @_;
-	my @columns = qw(relation key kind home region txn row);
+	my @columns = qw(relation key kind home region constraint txn row);
 	my %conflicts;
 
 	foreach my $region ($t->r->regions)
 	{
-		foreach my $row (rows($t, $region, q{SELECT relation, key[1], kind, home, region, row->>'txn', row FROM residency.conflicts}))
+		foreach my $row (rows($t, $region, q{SELECT relation, key[1], kind, home, region, constraint_name, row->>'txn', row FROM residency.conflicts}))
 		{
 			my $conflict = $conflicts{ join('|', @$row) } //= {};
 
@@ -71,18 +71,13 @@ sub read_conflicts
 
 	$t->{conflict_keys} = {};
 	$t->{conflicts} = {};
-	# rows made apart that stay where they were made until somebody decides, for what refers to them there
-	foreach my $region ($t->r->regions)
-	{
-		foreach my $row (rows($t, $region, q{SELECT relation, key[1] FROM residency.conflicts WHERE kind = 'key' AND constraint_name IS NOT NULL}))
-		{
-			$t->{conflict_keys}{"$row->[0] stands"}{ $row->[1] } = 1;
-		}
-	}
+	$t->{excused} = {};
 	foreach my $c (conflicts($t))
 	{
 		my $where = join(' ', sort @{ $c->{known} });
 
+		# it could not take the row; or what it has made itself stays for what refers to it there
+		$t->{excused}{ $c->{relation} }{ $c->{key} }{ $c->{region} } = 1 if $c->{kind} ne 'key' || $c->{constraint} ne '';
 		$t->{conflict_keys}{"$c->{relation} $c->{kind}"}{ $c->{key} } = 1;
 		$t->{stored}{ $c->{txn} } = 1 if $c->{txn} ne '';
 		$t->{conflicts}{"$c->{relation} $c->{kind}"}++;
@@ -154,6 +149,7 @@ sub check_decided
 	my %holds = map { $_->[0] => 1 } rows($t, 'usa', 'SELECT txn FROM app.made');
 
 	$t->{conflict_keys} = {};
+	$t->{excused} = {};
 	check_copies($t);
 	check_homes($t);
 	foreach my $txn (sort grep { !$holds{$_} } keys %{ $t->{expected_row} }) { $t->violation("row of transaction $txn in app.made is not there after the decision to keep it"); }
@@ -279,25 +275,25 @@ sub check_counters
 	return;
 }
 
-# Copies are equal in all regions, but for rows that broke a constraint: these are in
-# residency.conflicts, in their home, and nowhere else.  Of rows made apart one holds everywhere, but
-# where the other one has residents.
+# Copies are equal in all regions, but for those that a conflict names: each concerns one region, and
+# all others are equal for that key as well.
 sub check_copies
 {
 	my ($t) = @_;
 
 	foreach my $table (qw(app.identity app.parent app.child app.made))
 	{
-		my $but = keys_of($t, $table, 'unique|reference|other|stands');
-		my %rows;
+		my %copies;
 
 		foreach my $region ($t->r->regions)
 		{
-			foreach my $row (rows($t, $region, "SELECT t::text FROM $table t WHERE id NOT IN ($but)")) { $rows{ $row->[0] }{$region} = 1; }
+			$copies{ $_->[0] }{$region} = $_->[1] foreach rows($t, $region, "SELECT id, replace(t::text, '|', '/') FROM $table t");
 		}
-		foreach my $row (sort grep { keys %{ $rows{$_} } < $t->r->regions } keys %rows)
+		foreach my $id (sort { $a <=> $b } keys %copies)
 		{
-			$t->violation("copies of $table differ: only " . join(' ', sort keys %{ $rows{$row} }) . " has $row");
+			my %different = map { $copies{$id}{$_} // 'nothing' => 1 } grep { !$t->{excused}{$table}{$id}{$_} } $t->r->regions;
+
+			$t->violation("copies of $table $id differ: " . join(', ', map { "$_ has " . ($copies{$id}{$_} // 'nothing') } $t->r->regions)) if keys %different > 1;
 		}
 	}
 	return;

@@ -36,6 +36,7 @@ use PostgreSQL::Test::Utils;
 use Test::More ();
 use Time::HiRes qw(sleep time);
 
+use Initdb;
 use Relay;
 
 my $lib = dirname(__FILE__);
@@ -72,7 +73,7 @@ sub new
 		my $node = PostgreSQL::Test::Cluster->new($name, $o{faults} ? (install_path => $ENV{RESIDENCY_FAULTS}) : ());
 
 		$n++;
-		$node->init;
+		Initdb::init($node);
 		$self->_configure($node, %o);
 		$node->start;
 		$self->{nodes}{$region} = $node;

@@ -15,6 +15,7 @@ use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More ();
 
+use Initdb;
 use Regions;
 
 sub new
@@ -23,7 +24,7 @@ sub new
 	my $self = bless { regions => Regions->new(%{ $o{regions} // {} }) }, $class;
 	my $plain = $self->{plain} = PostgreSQL::Test::Cluster->new('plain');
 
-	$plain->init;
+	Initdb::init($plain);
 	$plain->append_conf('postgresql.conf', "fsync = off\nmax_prepared_transactions = 10\nshared_buffers = 32MB\nstatement_timeout = 120s\nlog_statement = none\n");
 	$plain->start;
 	$plain->safe_psql('postgres', "CREATE DATABASE app TEMPLATE template0 ENCODING 'UTF8' LC_COLLATE 'C' LC_CTYPE 'C'");

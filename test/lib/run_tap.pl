@@ -37,6 +37,9 @@ sub start
 {
 	my ($file) = @_;
 	my $output = "$logs/" . basename($file) . '.tap';
+
+	# servers append to their logs, and some tests look for words in them
+	unlink(glob("$logs/" . (basename($file) =~ s/\.pl$//r) . '_*.log'));
 	my $pid = fork() // die "fork: $!";
 
 	if ($pid == 0)

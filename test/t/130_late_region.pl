@@ -44,6 +44,9 @@ $r->psql('aus', 'DELETE FROM app.identity');
 $r->psql('gbr', q{INSERT INTO residency.backlog (region, relation, key) VALUES ('usa', 'app.plain'::regclass, '1:1')});
 $r->fails('usa', $add, '55000', qr/"usa" has not got all rows of global tables from "gbr"/, 'and the copies that it gets must be complete');
 $r->psql('gbr', 'DELETE FROM residency.backlog');
+$r->psql('usa', q{INSERT INTO residency.conflict (relation, key, region, kind, home) VALUES ('app.plain'::regclass, '1:1', 'usa', 'unique', 'gbr')});
+$r->fails('usa', $add, '55000', qr/"usa" lacks rows of global tables that it could not take/, 'also of what could not be shipped');
+$r->psql('usa', 'DELETE FROM residency.conflict');
 is($r->psql($_, 'SELECT count(*) FROM residency.region'), 2, "$_ still knows two regions") foreach qw(usa gbr);
 is($r->psql('aus', 'SELECT count(*) FROM residency.self'), 0, 'and aus none');
 

@@ -163,7 +163,7 @@ $r->fails('usa', replace(), '08\w{3}', qr/aus/, 'another region that is away');
 $r->start('aus');
 ok($r->poll('usa', q{SELECT state = 'up' FROM residency.regions WHERE name = 'aus'}), 'aus is up again');
 
-refused('usa', 'BEGIN ISOLATION LEVEL REPEATABLE READ; ' . replace(', overwrite => true'), '25001', qr/READ COMMITTED/, 'an old snapshot');
+refused('usa', 'BEGIN ISOLATION LEVEL REPEATABLE READ; ' . replace(', overwrite => true'), '0A000', qr/READ COMMITTED/, 'an old snapshot');
 
 # what aus could not take from gbr, and what gbr could not take
 my $refused = $r->psql('aus', q{SELECT max(id) FROM app.tag WHERE region = 'gbr'});
@@ -171,7 +171,7 @@ $r->psql('aus', qq{ALTER TABLE app.tag DISABLE TRIGGER residency_capture; DELETE
 	INSERT INTO residency.conflict (relation, key, region, kind, home) VALUES ('app.tag'::regclass, residency.key_text('{$refused}'), 'aus', 'unique', 'gbr');
 	INSERT INTO residency.conflict (relation, key, region, kind, home) VALUES ('app.tag'::regclass, residency.key_text('{1}'), 'gbr', 'reference', 'aus')});
 refused('usa', replace(), '55000', qr/ 1 differ, 1 are missing here, 1 are missing there/, 'what is in conflict does not count');
-refused('aus', "BEGIN; CREATE USER MAPPING FOR CURRENT_USER SERVER usa OPTIONS (user '$r->{user}'); " . replace(), '55000', qr/could not take all rows.*another region/s, '... but makes a bad source');
+refused('aus', "BEGIN; CREATE USER MAPPING FOR CURRENT_USER SERVER usa OPTIONS (user '$r->{user}'); " . replace(), '55000', qr/lacks rows of global tables that it could not take.*another region/s, '... but makes a bad source');
 
 # replaced
 my ($identities, $tags) = map { $r->psql('usa', $_) } $identity, $tag;

@@ -142,6 +142,7 @@ is(join(', ', map { $r->psql($_, q{SELECT string_agg(home || '>' || region || (r
 $r->psql('usa', q{SELECT residency.set_region_state('gbr', 'up')});
 $r->psql('gbr', q{SELECT residency.set_region_state('usa', 'up')});
 all_up();
+$r->fails('gbr', q{SELECT residency.resolve_conflict('app.item', '{7}', 'stored', '{"id": 51}')}, '23505', qr/item_pkey/, 'a key that another row has is refused');
 $r->psql('gbr', q{SELECT residency.resolve_conflict('app.item', '{7}', 'stored', '{"id": 70}')});
 is(join(', ', map { $r->psql($_, q{SELECT string_agg(home || '>' || region, '+') FROM residency.conflicts}) } $r->regions), 'gbr>usa, gbr>usa, ', 'a decision is about one of them');
 $r->psql('gbr', q{UPDATE app.item SET note = 'free' WHERE id = 7});

@@ -19,10 +19,10 @@ $root =~ s/\s//g;
 $below =~ s/__ROOT_PERSON_UUID_HERE__/$root/;
 $r->psql($_, 'ANALYZE') foreach $r->regions;
 my $session = $r->warm('usa', 'SELECT count(*) FROM shared.identity_details', $below);
+$below =~ s/;\s*$//;
+my (undef, $local) = fastest($below);
 $r->delay(40, 'usa', 'gbr');
 $r->delay(100, 'usa', 'aus');
-
-$below =~ s/;\s*$//;
 
 # round trips, and ms of the fastest of several runs: the machine does other things, too
 sub fastest
@@ -36,7 +36,8 @@ sub fastest
 
 my ($trips, $ms) = fastest($below);
 is($trips, 1, 'a tree with names: one round trip');
-cmp_ok($ms, '<=', 1.2 * 200, 'a tree with names: at most 1.2 times the farthest');
+# what the servers themselves take depends on the machine
+cmp_ok($ms - $local, '<=', 1.2 * 200, 'a tree with names: distance costs at most 1.2 times the farthest region');
 my $plan = $session->query("EXPLAIN (ANALYZE, COSTS OFF, TIMING OFF) $below");
 like($plan, qr/Keys: 121\n/, 'only its 121 people are asked for') or diag($plan);
 unlike($plan, qr/Foreign Scan/, 'no partition is fetched');

@@ -92,6 +92,13 @@ $r->fails('gbr', "SELECT residency.decide('residency:0123456789abcdef:1:0:000000
 my ($at_gbr, $at_aus) = (gid('gbr'), gid('aus'));
 isnt($at_gbr, $at_aus, 'two gids');
 is($r->psql('gbr', "SELECT residency.transaction_key('$at_gbr') = residency.transaction_key('$at_aus')"), 't', 'of one transaction');
+my $other = $r->session('aus', on_error_stop => 0);
+$other->query("BEGIN; SELECT residency.decide('$at_aus', false)");
+$r->fails('gbr', "SELECT residency.decide('$at_gbr', true)", '55000', qr/is being decided otherwise in region "aus".*HINT/s, 'of two who decide at once one gives way');
+$other->query('ROLLBACK');
+$other->quit;
+$r->psql('aus', "BEGIN; SELECT residency.decide('$at_aus', true); ROLLBACK");
+is($r->prepared('gbr') + $r->prepared('aus'), 2, 'and nothing is decided yet');
 $r->psql('gbr', "BEGIN; SELECT residency.decide('$at_gbr', true); ROLLBACK");
 sleep(1.5);
 is($r->prepared('gbr'), 1, 'a decision that is rolled back is none');

@@ -105,6 +105,8 @@ foreach my $work ([ 'elsewhere', 'no row at the gateway', '' ], [ 'second', 'sec
 	$c->case("$name: participant killed while the gateway is at \"decided\"", work => $which, at => 'decided:hold', @decided, during => sub { $r->kill9('gbr') });
 }
 
+$c->case("DDL: participant, crash_server at \"$_\"", work => 'table', there => { gbr => "$_:crash_server" }, @decided) foreach qw(part_applies part_applied);
+
 # one region alone: it is as a whole either way, and the client is told that it cannot be known
 $c->case("one region alone, $_ at \"part_commits_alone\"", work => 'alone', there => { gbr => "part_commits_alone:$_" }, outcome => 'all', told => '08007') foreach @crashes;
 $c->case('one region alone, killed at "alone_sent" before COMMIT arrived', work => 'alone', at => 'alone_sent:hold', outcome => 'none', told => '08007',
