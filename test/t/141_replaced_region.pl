@@ -263,4 +263,27 @@ is($r->prepared, 0, 'nor prepared');
 
 $hung->stop('immediate');
 $_->teardown foreach $there, $usas, $r;
+
+# two regions, without workers; only the database is lost, and the new one is in its place
+my $pair = Regions->new(regions => [qw(fra ita)]);
+my $server = $pair->node('ita');
+my $call = "SELECT residency.replace_region('ita', '" . $pair->connection('ita') . " user=$pair->{user}')";
+
+People::make($pair);
+$pair->psql($_, People::add(++$n, 'fra', 'before') . '; ' . People::add(++$n, 'ita', 'before')) foreach $pair->regions;
+$server->safe_psql('postgres', 'DROP DATABASE app WITH (FORCE)');
+$server->safe_psql('postgres', q{CREATE DATABASE app TEMPLATE template0 ENCODING 'UTF8' LC_COLLATE 'C' LC_CTYPE 'C'});
+$pair->psql('ita', q{CREATE EXTENSION residency; CREATE SCHEMA app; CREATE TABLE app.identity (id int PRIMARY KEY, region text NOT NULL, note text);
+	CREATE TABLE app.details (id int PRIMARY KEY, region text NOT NULL, name text); INSERT INTO app.details VALUES (0, 'ita', 'unknown')});
+$pair->fails('fra', $call, '23503', qr/table ita.details holds rows in region "ita" that directory app.identity does not know/, 'a resident that nobody knows');
+is($pair->psql('fra', 'SELECT count(*) FROM residency.joining'), 2, 'without workers attempts stay on record, that of add_region too');
+$pair->psql('ita', "UPDATE app.details SET id = $n");
+$pair->psql('fra', $call);
+is($pair->psql('fra', q{SELECT id, name FROM app.details WHERE region = 'ita'}), "$n|unknown", 'residents that the database holds already count');
+$pair->psql($_, People::add(++$n, 'fra', 'after') . '; ' . People::add(++$n, 'ita', 'after')) foreach $pair->regions;
+is($pair->all_equal('SELECT count(*) FROM app.identity'), 8, 'identities of two regions');
+is($pair->all_equal('SELECT count(*) FROM app.details'), 7, 'details of two regions');
+$pair->psql($_, 'SELECT residency.resolve()') foreach $pair->regions;
+is($pair->all_equal('SELECT (SELECT count(*) FROM residency.transaction) + (SELECT count(*) FROM residency.joining)'), 0, 'resolve() leaves nothing');
+$pair->teardown;
 done_testing();
