@@ -33,16 +33,19 @@ COMMENT ON COLUMN residency.self.announced IS 'incarnations of calls of residenc
 COMMENT ON COLUMN residency.self.place IS 'where this row was made, or renewed: a database that it is not true of is a copy';
 COMMENT ON COLUMN residency.self.connection IS 'how other regions reach this one; null: as add_region() finds out';
 
+-- Column order is known to src/regions.c.
 CREATE TABLE residency.region (
 	name         pg_catalog.name PRIMARY KEY,
 	number       pg_catalog.int4 NOT NULL UNIQUE CHECK (number BETWEEN 1 AND 64),
 	incarnation  pg_catalog.int8 NOT NULL UNIQUE,
 	role         pg_catalog.name UNIQUE,
-	joined_in    pg_catalog.xid8 NOT NULL DEFAULT pg_catalog.pg_current_xact_id()
+	joined_in    pg_catalog.xid8 NOT NULL DEFAULT pg_catalog.pg_current_xact_id(),
+	replaced     pg_catalog.int8[] NOT NULL DEFAULT '{}'
 );
 COMMENT ON TABLE residency.region IS 'all regions of the deployment, this one included';
 COMMENT ON COLUMN residency.region.role IS 'role by which that region logs in here as a gateway; null for this region';
-COMMENT ON COLUMN residency.region.joined_in IS 'transaction of this region that let it join';
+COMMENT ON COLUMN residency.region.joined_in IS 'transaction of this region that let it join, or replaced it';
+COMMENT ON COLUMN residency.region.replaced IS 'incarnations of its databases that were lost and replaced: nobody lets them in any more';
 
 CREATE TABLE residency.rule (
 	relation       pg_catalog.regclass PRIMARY KEY,

@@ -144,10 +144,10 @@ END
 $$;
 COMMENT ON FUNCTION residency.require_superuser(pg_catalog.text) IS 'raises an error unless the current user is a superuser';
 
-CREATE FUNCTION residency.begin_change() RETURNS pg_catalog.void
-	LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'residency_begin_change_sql';
-COMMENT ON FUNCTION residency.begin_change()
-	IS 'serialises changes of regions and tables, and bounds their lock waits';
+CREATE FUNCTION residency.begin_change(without pg_catalog.name DEFAULT NULL) RETURNS pg_catalog.void
+	LANGUAGE c VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'residency_begin_change_sql';
+COMMENT ON FUNCTION residency.begin_change(pg_catalog.name)
+	IS 'serialises changes of regions and tables, and bounds their lock waits; without a region that is lost';
 
 -- Name of the role by which a gateway logs in here.  Roles belong to the whole server,
 -- where another database may be a region of its own, so the plain name may be taken; or be

@@ -16,7 +16,7 @@ CREATE TABLE residency.joining (
 	admin        pg_catalog.name NOT NULL,
 	since        pg_catalog.timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp()
 );
-COMMENT ON TABLE residency.joining IS 'calls of add_region() here that are not finished in the region that joins';
+COMMENT ON TABLE residency.joining IS 'calls of add_region() and replace_region() here that are not finished in the region that joins';
 COMMENT ON COLUMN residency.joining.xid IS 'the call''s transaction';
 COMMENT ON COLUMN residency.joining.connection IS 'how the call reached it; null: by the admin''s mapping, made beforehand';
 COMMENT ON COLUMN residency.joining.admin IS 'the superuser who called';
@@ -29,10 +29,34 @@ COMMENT ON FUNCTION residency.announce_attempt(pg_catalog.name, pg_catalog.text)
 	IS 'part of add_region: puts the call on record, whatever becomes of its transaction';
 REVOKE EXECUTE ON FUNCTION residency.announce_attempt(pg_catalog.name, pg_catalog.text) FROM PUBLIC;
 
+-- Changes a server's options to these, whichever it had.
+CREATE FUNCTION residency.repoint_server(region pg_catalog.name, options pg_catalog.text[]) RETURNS pg_catalog.void
+	LANGUAGE plpgsql VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE
+	SET search_path = pg_catalog, pg_temp
+AS $$
+#variable_conflict use_variable
+DECLARE
+	changes text;
+BEGIN
+	SELECT string_agg(c, ', ') INTO changes FROM (
+		SELECT format('DROP %I', o.option_name)
+		FROM pg_foreign_server s CROSS JOIN LATERAL pg_options_to_table(s.srvoptions) o WHERE s.srvname = region
+		UNION ALL
+		SELECT format('ADD %I %L', options[i], options[i + 1])
+		FROM generate_series(1, cardinality(options), 2) i) x (c);
+	IF changes IS NOT NULL THEN
+		EXECUTE format('ALTER SERVER %I OPTIONS (%s)', region, changes);
+	END IF;
+END
+$$;
+COMMENT ON FUNCTION residency.repoint_server(pg_catalog.name, pg_catalog.text[])
+	IS 'part of replace_region: a region is reached otherwise from now on';
+
 -- Makes the server and the admin mapping of a region that is to join, from a
--- connection string; or checks those that the caller has made.  Returns the string
+-- connection string; or checks those that the caller has made.  Of a region that is
+-- replaced they are there, and lead to its new database from now on.  Returns the string
 -- with the user in it, null if there was none.
-CREATE FUNCTION residency.prepare_server(region pg_catalog.name, connection pg_catalog.text)
+CREATE FUNCTION residency.prepare_server(region pg_catalog.name, connection pg_catalog.text, replaced pg_catalog.bool)
 	RETURNS pg_catalog.text
 	LANGUAGE plpgsql VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE
 	SET search_path = pg_catalog, pg_temp
@@ -50,7 +74,7 @@ BEGIN
 		END IF;
 		RETURN NULL;
 	END IF;
-	IF exists_already THEN
+	IF exists_already AND NOT replaced THEN
 		PERFORM residency.refuse(errcode => '42710',
 			message => format('server "%s" exists already', region),
 			hint => format('Run SELECT residency.add_region(%L) to join that server, or DROP SERVER %I first.', region, region));
@@ -59,14 +83,21 @@ BEGIN
 	IF NOT ('user' = ANY (options.mapping)) THEN
 		options.mapping := ARRAY['user', current_user::text] || options.mapping;
 	END IF;
-	EXECUTE format('CREATE SERVER %I FOREIGN DATA WRAPPER residency %s',
-				   region, residency.options_clause(options.server));
+	IF exists_already THEN
+		PERFORM residency.repoint_server(region, options.server);
+		IF EXISTS (SELECT FROM pg_user_mappings m WHERE m.srvname = region AND m.usename = current_user) THEN
+			EXECUTE format('DROP USER MAPPING FOR CURRENT_USER SERVER %I', region);
+		END IF;
+	ELSE
+		EXECUTE format('CREATE SERVER %I FOREIGN DATA WRAPPER residency %s',
+					   region, residency.options_clause(options.server));
+	END IF;
 	EXECUTE format('CREATE USER MAPPING FOR CURRENT_USER SERVER %I %s',
 				   region, residency.options_clause(options.mapping));
 	RETURN residency.connection_string(options.server || options.mapping);
 END
 $$;
-COMMENT ON FUNCTION residency.prepare_server(pg_catalog.name, pg_catalog.text)
+COMMENT ON FUNCTION residency.prepare_server(pg_catalog.name, pg_catalog.text, pg_catalog.bool)
 	IS 'part of add_region: server and admin mapping of the region that joins';
 
 -- Compares the other server with this one.  The first question asks nothing that needs
@@ -95,7 +126,6 @@ DECLARE
 				  AND pg_catalog.starts_with(p.gid, 'residency:'))
 		FROM pg_catalog.pg_database d
 		WHERE d.datname OPERATOR(pg_catalog.=) pg_catalog.current_database()$sql$;
-	mine  CONSTANT text := format('residency:%s:%%', lpad(to_hex((SELECT s.incarnation FROM residency.self s)), 16, '0'));
 	here  text[];
 	there text[];
 	label text;
@@ -140,14 +170,6 @@ BEGIN
 			message => format('extension "residency" has version %s in region "%s", and version %s here', there[3], region, here[3]),
 			hint => 'Run ALTER EXTENSION residency UPDATE in the region with the older version.');
 	END IF;
-	IF there[12] IS NOT NULL THEN
-		PERFORM residency.refuse(errcode => '55000',
-			message => format('database of region "%s" holds a prepared transaction of another attempt to let it join', region),
-			detail => format('Its name: %s.', there[12]),
-			hint => CASE WHEN there[12] LIKE mine
-					THEN 'The resolver finishes it: call again in a few seconds; if residency.workers is off, run SELECT residency.resolve() first.'
-					ELSE 'Let the region that began it finish it, or run ROLLBACK PREPARED in that database if that region is gone.' END);
-	END IF;
 	FOR i, label IN VALUES (4, 'encoding'), (5, 'collation'), (6, 'character classification'), (7, 'locale provider') LOOP
 		IF there[i] IS DISTINCT FROM here[i] THEN
 			PERFORM residency.refuse(errcode => '55000',
@@ -160,7 +182,7 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION residency.check_newcomer(pg_catalog.name)
-	IS 'part of add_region: what the other server is like; raises an error if unfit';
+	IS 'part of add_region: what the other server is like, as the tenth item our address; raises an error if unfit';
 
 -- The other side's own region: none yet, or that name and alone.  Returns its
 -- incarnation (0: none yet), its connection, and the name of our role there.
@@ -188,6 +210,10 @@ BEGIN
 		PERFORM residency.refuse(errcode => '22023',
 			message => format('connection of region "%s" leads back to this region', region),
 			hint => 'Check host, port and dbname.');
+	ELSIF there[2]::int8 = self.deployment THEN
+		PERFORM residency.refuse(errcode => '55000',
+			message => format('database given for region "%s" is region "%s" of this deployment, or a copy of it', region, there[1]),
+			hint => 'What was restored from a backup goes on with residency.renew() there, and residency.refill() here. A region is replaced by an empty database.');
 	ELSIF there[1] IS NOT NULL AND there[1] <> region::text THEN
 		PERFORM residency.refuse(errcode => '55000',
 			message => format('database given for region "%s" is region "%s" already', region, there[1]),
@@ -201,6 +227,11 @@ BEGIN
 		PERFORM residency.refuse(errcode => '55000',
 			message => format('region "%s" has declared tables of its own', region),
 			hint => 'Join a region first, and declare its tables afterwards.');
+	END IF;
+	IF EXISTS (SELECT FROM residency.region r WHERE r.incarnation = there[3]::int8) THEN
+		PERFORM residency.refuse(errcode => '55000',
+			message => format('region "%s" is a clone of a region that has joined', region),
+			hint => 'Make its database anew, or run SELECT residency.renew() there.');
 	END IF;
 	incarnation := coalesce(there[3]::int8, 0);
 	connection := there[4];
@@ -284,69 +315,55 @@ AS $$
 $$;
 COMMENT ON FUNCTION residency.way_to(pg_catalog.name) IS 'options of a region''s server, as keyword, value, ...';
 
-CREATE FUNCTION residency.add_region(region pg_catalog.text, connection pg_catalog.text DEFAULT NULL)
-	RETURNS pg_catalog.void
+-- Takes the newcomer for this attempt: of two deployments that want the same region, the second
+-- must see the first; and no session of an earlier attempt is at work there any more.  "there" is
+-- what check_newcomer() has returned.  What an earlier attempt has prepared holds the lock; but
+-- first the database must not be another region's, whose prepared parts mean something else.
+CREATE FUNCTION residency.lock_newcomer(newcomer pg_catalog.name, there pg_catalog.text[]) RETURNS pg_catalog.void
 	LANGUAGE plpgsql VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE
 	SET search_path = pg_catalog, pg_temp
 AS $$
 #variable_conflict use_variable
 DECLARE
-	learn CONSTANT text := 'SELECT residency.learn_region($1::pg_catalog.name, $2::pg_catalog.int4,
-		$3::pg_catalog.int8, $4::pg_catalog.name, $5::pg_catalog.text[])';
-	own        name := residency.own_region();
-	newcomer   name := region;
-	way_there  text;			-- to the newcomer, as its superuser
-	address    text;			-- as the newcomer sees us
-	self       residency.self;
-	every      record;			-- one region of those that are in already
-	others     name[];
-	all_names  name[];
-	identity   record;
-	fresh      int4;			-- the newcomer's number
-	way        text[];
-	ways       jsonb := '{}';	-- how the newcomer reaches each other region
-	way_in     text[];			-- how the other regions reach the newcomer
-	role_there name;
-	role_here  name;
-	servers    jsonb := '{}';	-- which server each region is in: roles belong to those
-	roles_made jsonb := '{}';	-- by server, the roles that its regions make for the newcomer
-	taken      name[];
-	i          int4 := 0;
+	mine  CONSTANT text := format('residency:%s:%%', lpad(to_hex((SELECT s.incarnation FROM residency.self s)), 16, '0'));
+	gids  CONSTANT text := there[12];
 BEGIN
-	PERFORM residency.require_superuser('add a region');
-	PERFORM residency.check_name(region);
-	SELECT * INTO self FROM residency.self;
-	IF newcomer = own OR EXISTS (SELECT FROM residency.region r WHERE r.name = newcomer) THEN
-		PERFORM residency.refuse(errcode => '42710',
-			message => format('region "%s" has joined already', newcomer),
-			hint => 'SELECT * FROM residency.regions lists the regions. ALTER SERVER ... OPTIONS changes how one is reached.');
+	PERFORM residency.check_identity(newcomer, '{}');
+	IF gids IS NOT NULL THEN
+		PERFORM residency.refuse(errcode => '55000',
+			message => format('database of region "%s" holds a prepared transaction of another attempt to let it join', newcomer),
+			detail => format('Its name: %s.', gids),
+			hint => CASE WHEN gids LIKE mine
+					THEN 'The resolver finishes it: call again in a few seconds; if residency.workers is off, run SELECT residency.resolve() first.'
+					ELSE 'Let the region that began it finish it, or run ROLLBACK PREPARED in that database if that region is gone.' END);
 	END IF;
-	IF (SELECT count(*) FROM residency.region) >= 64 THEN
-		PERFORM residency.refuse(errcode => '54000', message => 'a deployment has at most 64 regions');
-	END IF;
-
-	way_there := residency.prepare_server(newcomer, connection);
-	PERFORM residency.begin_change();
-	SELECT array_agg(r.name ORDER BY r.number), array_agg(r.name ORDER BY r.number) FILTER (WHERE r.name <> own)
-		INTO all_names, others FROM residency.region r;
-	address := (residency.check_newcomer(newcomer))[10];
-	-- of two deployments that want the same region, the second must see the first
 	PERFORM FROM residency.ask(ARRAY[newcomer],
 		'SELECT pg_catalog.set_config(''lock_timeout'', $1::pg_catalog.text, true), pg_catalog.pg_advisory_xact_lock(7366837216)',
 		ARRAY[current_setting('residency.lock_timeout')], deferred => true, joined => false);
-	identity := residency.check_identity(newcomer, all_names);
-	IF EXISTS (SELECT FROM residency.region r WHERE r.incarnation = identity.incarnation) THEN
-		PERFORM residency.refuse(errcode => '55000',
-			message => format('region "%s" is a clone of a region that has joined', newcomer),
-			hint => 'Make its database anew, or run SELECT residency.renew() there.');
-	END IF;
-	SELECT min(n) INTO fresh FROM generate_series(1, 64) n
-		WHERE NOT EXISTS (SELECT FROM residency.region r WHERE r.number = n);
+END
+$$;
+COMMENT ON FUNCTION residency.lock_newcomer(pg_catalog.name, pg_catalog.text[])
+	IS 'part of add_region: only one attempt at a time is at work in the region that joins';
 
-	-- each must reach each other, at the address that it gives itself or else at ours
-	way_in := coalesce((residency.server_options(identity.connection)).server, residency.way_to(newcomer));
+-- How the newcomer and the regions named reach each other: each at the address that it gives
+-- itself, or else at ours; raises an error if one does not.  "ways" and "servers" are by region:
+-- the options by which the newcomer reaches it, and which server it is in, to whom roles belong.
+CREATE FUNCTION residency.find_ways(newcomer pg_catalog.name, regions pg_catalog.name[], connection pg_catalog.text,
+		address pg_catalog.text, OUT ways pg_catalog.jsonb, OUT servers pg_catalog.jsonb, OUT way_in pg_catalog.text[])
+	LANGUAGE plpgsql VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE
+	SET search_path = pg_catalog, pg_temp
+AS $$
+#variable_conflict use_variable
+DECLARE
+	own   name := residency.own_region();
+	every record;
+	way   text[];
+BEGIN
+	ways := '{}';
+	servers := '{}';
+	way_in := coalesce((residency.server_options(connection)).server, residency.way_to(newcomer));
 	FOR every IN SELECT a.region AS name, a.answer[1] AS connection, a.answer[2] AS server
-				 FROM residency.ask(all_names, 'SELECT s.connection, c.system_identifier
+				 FROM residency.ask(regions, 'SELECT s.connection, c.system_identifier
 					FROM residency.self s, pg_catalog.pg_control_system() c') a LOOP
 		servers := servers || jsonb_build_object(every.name, every.server);
 		way := CASE WHEN every.name = own THEN residency.way_back(newcomer, address)
@@ -357,40 +374,129 @@ BEGIN
 			PERFORM residency.check_way(every.name, newcomer, way_in, true);
 		END IF;
 	END LOOP;
+END
+$$;
+COMMENT ON FUNCTION residency.find_ways(pg_catalog.name, pg_catalog.name[], pg_catalog.text, pg_catalog.text)
+	IS 'part of add_region: how the region that joins and the others reach each other';
+
+-- The first change of a newcomer: it gets its number and its incarnation, which is returned.
+CREATE FUNCTION residency.let_in(newcomer pg_catalog.name, number pg_catalog.int4) RETURNS pg_catalog.int8
+	LANGUAGE plpgsql VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE
+	SET search_path = pg_catalog, pg_temp
+AS $$
+#variable_conflict use_variable
+BEGIN
+	PERFORM FROM residency.ask(ARRAY[newcomer], 'SELECT residency.log_nothing()', deferred => true, joined => false);
+	PERFORM FROM residency.ask(ARRAY[newcomer],
+		'SELECT residency.join_deployment($1::pg_catalog.name, $2::pg_catalog.int4, $3::pg_catalog.int8)',
+		ARRAY[newcomer::text, number::text, (SELECT s.deployment::text FROM residency.self s)],
+		deferred => true, joined => false);
+	RETURN (SELECT a.answer[1]::int8
+			FROM residency.ask(ARRAY[newcomer], 'SELECT s.incarnation FROM residency.self s', joined => false) a);
+END
+$$;
+COMMENT ON FUNCTION residency.let_in(pg_catalog.name, pg_catalog.int4)
+	IS 'part of add_region: the database becomes a region of the deployment';
+
+-- The newcomer learns of another region, which knows it already and lets it in as role_here;
+-- role_there is the other region's role there.  Each gets a secret for the other.
+CREATE FUNCTION residency.introduce(newcomer pg_catalog.name, other pg_catalog.name, way pg_catalog.text[],
+		role_there pg_catalog.name, role_here pg_catalog.name) RETURNS pg_catalog.void
+	LANGUAGE plpgsql VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE
+	SET search_path = pg_catalog, pg_temp
+AS $$
+#variable_conflict use_variable
+BEGIN
+	PERFORM FROM residency.ask(ARRAY[newcomer],
+		'SELECT residency.learn_region($1::pg_catalog.name, $2::pg_catalog.int4, $3::pg_catalog.int8, $4::pg_catalog.name, $5::pg_catalog.text[])',
+		(SELECT ARRAY[r.name::text, r.number::text, r.incarnation::text, role_there::text, way::text]
+		 FROM residency.region r WHERE r.name = other),
+		deferred => true, joined => false);
+	PERFORM residency.share_secret(other, newcomer, role_there, newcomer);
+	PERFORM residency.share_secret(newcomer, other, role_here, newcomer);
+END
+$$;
+COMMENT ON FUNCTION residency.introduce(pg_catalog.name, pg_catalog.name, pg_catalog.text[], pg_catalog.name, pg_catalog.name)
+	IS 'part of add_region: the region that joins learns of another one, and each gets a secret for the other';
+
+-- Nothing deferred is left unanswered: its error belongs to the statement that asked.
+CREATE FUNCTION residency.settle_steps(newcomer pg_catalog.name, others pg_catalog.name[]) RETURNS pg_catalog.void
+	LANGUAGE plpgsql VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE
+	SET search_path = pg_catalog, pg_temp
+AS $$
+#variable_conflict use_variable
+BEGIN
+	PERFORM FROM residency.ask(coalesce(others, '{}'), 'SELECT 1');
+	PERFORM FROM residency.ask(ARRAY[newcomer], 'SELECT 1', joined => false);
+END
+$$;
+COMMENT ON FUNCTION residency.settle_steps(pg_catalog.name, pg_catalog.name[])
+	IS 'part of add_region: waits for all steps that were not waited for';
+
+CREATE FUNCTION residency.add_region(region pg_catalog.text, connection pg_catalog.text DEFAULT NULL)
+	RETURNS pg_catalog.void
+	LANGUAGE plpgsql VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE
+	SET search_path = pg_catalog, pg_temp
+AS $$
+#variable_conflict use_variable
+DECLARE
+	own        name := residency.own_region();
+	newcomer   name := region;
+	way_there  text;			-- to the newcomer, as its superuser
+	there      text[];			-- what its server is like
+	every      record;			-- one region of those that are in already
+	others     name[];
+	all_names  name[];
+	identity   record;
+	fresh      int4;			-- the newcomer's number
+	ways       record;
+	role_here  name;
+	roles_made jsonb := '{}';	-- by server, the roles that its regions make for the newcomer
+	taken      name[];
+	i          int4 := 0;
+BEGIN
+	PERFORM residency.require_superuser('add a region');
+	PERFORM residency.check_name(region);
+	IF newcomer = own OR EXISTS (SELECT FROM residency.region r WHERE r.name = newcomer) THEN
+		PERFORM residency.refuse(errcode => '42710',
+			message => format('region "%s" has joined already', newcomer),
+			hint => 'SELECT * FROM residency.regions lists the regions. ALTER SERVER ... OPTIONS changes how one is reached; residency.replace_region() gives one that is lost a new database.');
+	END IF;
+	IF (SELECT count(*) FROM residency.region) >= 64 THEN
+		PERFORM residency.refuse(errcode => '54000', message => 'a deployment has at most 64 regions');
+	END IF;
+
+	way_there := residency.prepare_server(newcomer, connection, false);
+	PERFORM residency.begin_change();
+	SELECT array_agg(r.name ORDER BY r.number), array_agg(r.name ORDER BY r.number) FILTER (WHERE r.name <> own)
+		INTO all_names, others FROM residency.region r;
+	there := residency.check_newcomer(newcomer);
+	PERFORM residency.lock_newcomer(newcomer, there);
+	identity := residency.check_identity(newcomer, all_names);
+	SELECT min(n) INTO fresh FROM generate_series(1, 64) n
+		WHERE NOT EXISTS (SELECT FROM residency.region r WHERE r.number = n);
+	ways := residency.find_ways(newcomer, all_names, identity.connection, there[10]);
 
 	-- from here on things change, in all regions or in none; the lock above goes with it
 	PERFORM residency.announce_attempt(newcomer, way_there);
 	PERFORM FROM residency.ask(others || own, 'SELECT residency.log_nothing()', deferred => true);
-	PERFORM FROM residency.ask(ARRAY[newcomer], 'SELECT residency.log_nothing()', deferred => true, joined => false);
-	PERFORM FROM residency.ask(ARRAY[newcomer],
-		'SELECT residency.join_deployment($1::pg_catalog.name, $2::pg_catalog.int4, $3::pg_catalog.int8)',
-		ARRAY[newcomer::text, fresh::text, self.deployment::text], deferred => true, joined => false);
-	SELECT a.answer[1]::int8 INTO identity.incarnation
-		FROM residency.ask(ARRAY[newcomer], 'SELECT s.incarnation FROM residency.self s', joined => false) a;
-
-	FOR every IN SELECT r.name, r.number, r.incarnation FROM residency.region r ORDER BY r.number LOOP
+	identity.incarnation := residency.let_in(newcomer, fresh);
+	FOR every IN SELECT r.name FROM residency.region r ORDER BY r.number LOOP
 		i := i + 1;
-		way := ARRAY(SELECT jsonb_array_elements_text(ways -> every.name::text));
-		role_there := identity.role_names[i];
-		taken := ARRAY(SELECT jsonb_array_elements_text(roles_made -> (servers ->> every.name)));
+		taken := ARRAY(SELECT jsonb_array_elements_text(roles_made -> (ways.servers ->> every.name)));
 		SELECT a.answer[1] INTO role_here FROM residency.ask(ARRAY[every.name],
 			'SELECT residency.gateway_role($1::pg_catalog.name, $2::pg_catalog.name[])',
 			ARRAY[newcomer::text, taken::text]) a;
-		roles_made := roles_made || jsonb_build_object(servers ->> every.name, taken || role_here);
-		PERFORM FROM residency.ask(ARRAY[newcomer], learn,
-			ARRAY[every.name::text, every.number::text, every.incarnation::text, role_there::text, way::text],
-			deferred => true, joined => false);
-		PERFORM FROM residency.ask(ARRAY[every.name], learn,
-			ARRAY[newcomer::text, fresh::text, identity.incarnation::text, role_here::text, way_in::text],
+		roles_made := roles_made || jsonb_build_object(ways.servers ->> every.name, taken || role_here);
+		PERFORM FROM residency.ask(ARRAY[every.name],
+			'SELECT residency.learn_region($1::pg_catalog.name, $2::pg_catalog.int4, $3::pg_catalog.int8, $4::pg_catalog.name, $5::pg_catalog.text[])',
+			ARRAY[newcomer::text, fresh::text, identity.incarnation::text, role_here::text, ways.way_in::text],
 			deferred => true);
-		PERFORM residency.share_secret(every.name, newcomer, role_there, newcomer);
-		PERFORM residency.share_secret(newcomer, every.name, role_here, newcomer);
+		PERFORM residency.introduce(newcomer, every.name, ARRAY(SELECT jsonb_array_elements_text(ways.ways -> every.name::text)),
+									identity.role_names[i], role_here);
 	END LOOP;
-	PERFORM residency.extend_tables(newcomer);
-
-	-- nothing deferred is left unanswered: its error belongs to this statement
-	PERFORM FROM residency.ask(coalesce(others, '{}'), 'SELECT 1');
-	PERFORM FROM residency.ask(ARRAY[newcomer], 'SELECT 1', joined => false);
+	PERFORM residency.extend_tables(newcomer, false);
+	PERFORM residency.settle_steps(newcomer, others);
 END
 $$;
 COMMENT ON FUNCTION residency.add_region(pg_catalog.text, pg_catalog.text)

@@ -35,10 +35,11 @@ COMMENT ON FUNCTION residency.require_complete(pg_catalog.name[])
 	IS 'part of add_region and refill: raises an error unless this region can be copied';
 
 -- Gives a region that is joining every table that is declared: copies of the global
--- ones, a home partition of the resident ones, and its foreign tables everywhere else.
+-- ones, a home partition of the resident ones, and its foreign tables everywhere else, where
+-- those of a region that is replaced are already.
 -- The tables must be there as plain tables, of the same shape; resident ones may hold
 -- the newcomer's own rows.
-CREATE FUNCTION residency.extend_tables(newcomer pg_catalog.name) RETURNS pg_catalog.void
+CREATE FUNCTION residency.extend_tables(newcomer pg_catalog.name, replaced pg_catalog.bool) RETURNS pg_catalog.void
 	LANGUAGE plpgsql VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE
 	SET search_path = pg_catalog, pg_temp
 AS $$
@@ -69,6 +70,8 @@ BEGIN
 					hint => 'Empty it there: the region gets a copy of all rows.');
 			END IF;
 			PERFORM residency.copy_rows(r.relation, ARRAY[newcomer], false);
+			-- numbers of a lost region's rows are in the copies only
+			floors := residency.higher_floors(floors, residency.sequence_floors(r.relation));
 			PERFORM FROM residency.ask(ARRAY[newcomer],
 				'SELECT residency.declare_global($1::pg_catalog.text, $2::pg_catalog.name, $3::pg_catalog.jsonb)',
 				ARRAY[table_name, r.region_column::text, floors::text], joined => false);
@@ -77,7 +80,7 @@ BEGIN
 			SELECT i.answer INTO answer FROM residency.ask(ARRAY[newcomer],
 				'SELECT s.shape, s.floors FROM residency.declare_resident($1::pg_catalog.text, $2::pg_catalog.name,
 					$3::pg_catalog.name[], $4::pg_catalog.text, false) s', parameters, joined => false) i;
-			PERFORM FROM residency.ask(others,
+			PERFORM FROM residency.ask(CASE WHEN replaced THEN '{}' ELSE others END,
 				'SELECT residency.add_partition($1::pg_catalog.regclass, $2::pg_catalog.name)',
 				ARRAY[table_name, newcomer::text]);
 			PERFORM residency.compare_newcomer(r.relation, newcomer, answer[1]::text[]);
@@ -89,7 +92,7 @@ BEGIN
 	END LOOP;
 END
 $$;
-COMMENT ON FUNCTION residency.extend_tables(pg_catalog.name)
+COMMENT ON FUNCTION residency.extend_tables(pg_catalog.name, pg_catalog.bool)
 	IS 'part of add_region: declared tables of a region that joins';
 
 -- Compares a newcomer's plain table with a resident one.  The partitioned table has the
@@ -167,10 +170,11 @@ BEGIN
 				 'accept_secret', 'accept_verifier', 'add_home_key', 'add_partition', 'add_region', 'all_floors',
 				 'ask', 'begin_change', 'check_directory', 'check_identity', 'check_newcomer', 'check_regions',
 				 'check_resident', 'check_table', 'check_way', 'connection_options', 'copy_rights', 'copy_rows',
-				 'declare_global', 'declare_resident', 'extend_tables', 'finish_resident', 'fix_region',
-				 'gateway_role', 'grant_operator', 'inspect_global', 'join_deployment', 'learn_region', 'log_nothing',
-				 'make_global', 'make_resident', 'move_strangers', 'prepare_server', 'reachable', 'refuse', 'renew',
-				 'rest_triggers', 'run_everywhere', 'sequence_floors', 'sequence_positions', 'set_connection',
+				 'declare_global', 'declare_resident', 'extend_tables', 'find_ways', 'finish_resident', 'fix_region',
+				 'gateway_role', 'grant_operator', 'inspect_global', 'introduce', 'join_deployment', 'learn_region',
+				 'let_in', 'lock_newcomer', 'log_nothing', 'make_global', 'make_resident', 'move_strangers',
+				 'prepare_server', 'reachable', 'refuse', 'renew', 'repoint_server', 'rest_triggers',
+				 'run_everywhere', 'sequence_floors', 'sequence_positions', 'set_connection', 'settle_steps',
 				 'share_secret', 'spread_sequences', 'table_content', 'take_rows', 'way_back', 'way_to'])
 	LOOP
 		EXECUTE format('REVOKE EXECUTE ON FUNCTION %s FROM PUBLIC', f);

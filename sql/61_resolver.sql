@@ -227,6 +227,6 @@ CREATE VIEW residency.transactions AS
 COMMENT ON VIEW residency.transactions
 IS 'distributed transactions that are not finished everywhere, and those that the resolver finished';
 COMMENT ON COLUMN residency.transactions.state
-IS 'decided: began here and committed; applied here, prepared here: its part of this region; finished: by the resolver; joining: add_region() began here, and is not finished in that region; operator: what residency.decide() said';
+IS 'decided: began here and committed; applied here, prepared here: its part of this region; finished: by the resolver; joining: add_region() or replace_region() began here, and is not finished in that region; operator: what residency.decide() said';
 COMMENT ON COLUMN residency.transactions.resolver IS 'what the resolver last did with it, and where';
 GRANT SELECT ON residency.transactions TO PUBLIC;

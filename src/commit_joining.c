@@ -18,6 +18,9 @@
  * that can be had, no session of that attempt is at work any more, and none can prepare
  * anything behind our back.
  *
+ * replace_region() takes the same way.  The row of residency.region is there before, and is of this
+ * call when its joined_in says so; the newcomer has the name of a region that is lost.
+ *
  * A region that has joined is asked as a superuser only while it does not let the gateway in, and
  * its row is here; one that is away later on never is.
  */

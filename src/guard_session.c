@@ -72,7 +72,7 @@ serves_gateway(void)
 }
 
 /*
- * SQL: residency.hello(deployment, region, version, gateway, admin, instance).
+ * SQL: residency.hello(deployment, region, version, gateway, admin, instance, incarnation).
  *
  * Marks the session and returns the key to cancel its statements.  An error aborts the
  * rest of the gateway's flight, so nothing behind it is executed in a wrong place.
@@ -114,6 +114,12 @@ residency_hello(PG_FUNCTION_ARGS)
 				 errmsg("extension residency is version %s at gateway \"%s\" and %s in region \"%s\"",
 						version, gateway, RESIDENCY_VERSION, self->region),
 				 errhint("Install the same version in all regions.")));
+	/* a database that everybody took for lost, and another one has its place */
+	if (residency_is_replaced(PG_GETARG_INT64(6)))
+		ereport(ERROR,
+				(errcode(ERRCODE_SQLSERVER_REJECTED_ESTABLISHMENT_OF_SQLCONNECTION),
+				 errmsg("the database of region \"%s\" that asks was replaced by another one", gateway),
+				 errhint("Stop that server: what it holds is no part of the deployment any more.")));
 	role = residency_gateway_role(gateway);
 	if (admin ? !superuser() : role == NULL || strcmp(login, role) != 0)
 		ereport(ERROR,

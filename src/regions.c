@@ -62,6 +62,9 @@ static struct
 	List	   *regions;		/* names of the others (char *), sorted by name */
 	List	   *roles;			/* their gateway roles here, in the same order */
 	char	   *first;			/* name of the region with the lowest number */
+	char	   *second;			/* ... and of the next one */
+	int			nreplaced;
+	int64	   *replaced;		/* incarnations that others took the place of */
 	List	   *servers;		/* their servers; NIL until servers_valid */
 	bool		servers_valid;
 	HTAB	   *rules;			/* TableRule */
@@ -157,7 +160,23 @@ compare_regions(const ListCell *a, const ListCell *b)
 				  NameStr(((OtherRegion *) lfirst(b))->name));
 }
 
-/* Collects all regions but this one, and notes the first by number. */
+/* adds one region's residency.region.replaced to what is known; in the cache's context */
+static void
+load_replaced(ArrayType *array)
+{
+	Datum	   *items;
+	int			n;
+
+	deconstruct_array(array, INT8OID, sizeof(int64), FLOAT8PASSBYVAL, TYPALIGN_DOUBLE, &items, NULL, &n);
+	if (n == 0)
+		return;
+	cache.replaced = cache.replaced == NULL ? palloc(n * sizeof(int64)) :
+		repalloc(cache.replaced, (cache.nreplaced + n) * sizeof(int64));
+	for (int i = 0; i < n; i++)
+		cache.replaced[cache.nreplaced++] = DatumGetInt64(items[i]);
+}
+
+/* Collects all regions but this one, and notes the first two by number. */
 static void
 load_regions(void)
 {
@@ -166,6 +185,7 @@ load_regions(void)
 	MemoryContext old = MemoryContextSwitchTo(cache.context);
 	List	   *others = NIL;
 	int			lowest = INT_MAX;
+	int			next = INT_MAX;
 	HeapTuple	tuple;
 	ListCell   *lc;
 
@@ -174,18 +194,27 @@ load_regions(void)
 		bool		isnull;
 		Name		name = DatumGetName(heap_getattr(tuple, 1, RelationGetDescr(rel), &isnull));
 		int			number = DatumGetInt32(heap_getattr(tuple, 2, RelationGetDescr(rel), &isnull));
-		Datum		role = heap_getattr(tuple, 4, RelationGetDescr(rel), &isnull);
 		OtherRegion *other;
+		Datum		role;
 
 		if (number < lowest)
 		{
+			next = lowest;
+			cache.second = cache.first;
 			lowest = number;
 			cache.first = pstrdup(NameStr(*name));
 		}
+		else if (number < next)
+		{
+			next = number;
+			cache.second = pstrdup(NameStr(*name));
+		}
+		load_replaced(DatumGetArrayTypeP(heap_getattr(tuple, 6, RelationGetDescr(rel), &isnull)));
 		if (cache.have_self && strcmp(NameStr(*name), cache.self.region) == 0)
 			continue;
 		other = palloc0(sizeof(OtherRegion));
 		other->name = *name;
+		role = heap_getattr(tuple, 4, RelationGetDescr(rel), &isnull);
 		if (!isnull)
 			other->role = *DatumGetName(role);
 		others = lappend(others, other);
@@ -352,7 +381,9 @@ empty_cache(void)
 	cache.have_self = false;
 	cache.regions = NIL;
 	cache.roles = NIL;
-	cache.first = NULL;
+	cache.first = cache.second = NULL;
+	cache.nreplaced = 0;
+	cache.replaced = NULL;
 	cache.servers = NIL;
 	cache.servers_valid = false;
 	cache.any_global = false;
@@ -507,12 +538,28 @@ residency_other_regions(void)
 	return cache.context != NULL ? cache.regions : NIL;
 }
 
-/* Name of the region with the lowest number, the same in all regions; NULL before init. */
+/*
+ * Name of the region with the lowest number, of those that are not "without" (NULL: all); the
+ * same in all regions.  NULL if there is none.
+ */
 const char *
-residency_first_region(void)
+residency_first_region(const char *without)
 {
 	ensure_loaded();
-	return cache.context != NULL ? cache.first : NULL;
+	if (cache.context == NULL || cache.first == NULL)
+		return NULL;
+	return without != NULL && strcmp(cache.first, without) == 0 ? cache.second : cache.first;
+}
+
+/* True if that was the incarnation of a region's database that was lost and replaced. */
+bool
+residency_is_replaced(int64 incarnation)
+{
+	ensure_loaded();
+	for (int i = 0; cache.context != NULL && i < cache.nreplaced; i++)
+		if (cache.replaced[i] == incarnation)
+			return true;
+	return false;
 }
 
 /* OIDs of the partitions stored here that have a home constraint */

@@ -76,6 +76,9 @@ extern Oid	residency_region_server(const char *region);
 /* role by which that region logs in here as a gateway, NULL if unknown; same life as above */
 extern const char *residency_gateway_role(const char *region);
 
+/* true if that was the incarnation of a region's database that was lost and replaced */
+extern bool residency_is_replaced(int64 incarnation);
+
 /* role by which this region logs in behind that server, palloc'd, NULL if none */
 extern char *residency_role_at(Oid serverid);
 

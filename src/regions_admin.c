@@ -125,10 +125,12 @@ await_last_change(void)
 /*
  * Two changes at once would lock tables in different orders in different regions, so
  * all of them first take a lock in one fixed region, the one with the lowest number.
- * It lasts as long as the transaction there, prepared ones included.
+ * It lasts as long as the transaction there, prepared ones included.  While one region is
+ * being replaced the lock is that of the first of the others: who still wants it from the
+ * lost one gets no answer.
  */
 void
-residency_begin_change(const char *search_path)
+residency_begin_change(const char *search_path, const char *without)
 {
 	const ResidencySelf *self = residency_self();
 	char	   *bound = psprintf("%dms", residency_lock_timeout);
@@ -143,8 +145,9 @@ residency_begin_change(const char *search_path)
 				 errmsg("this database is not a region yet"),
 				 errhint("Run SELECT residency.init('name-of-this-region') first.")));
 	foreach(lc, residency_other_regions())
-		regions = lappend(regions, pstrdup(lfirst(lc)));
-	first = pstrdup(residency_first_region());
+		if (without == NULL || strcmp(lfirst(lc), without) != 0)
+			regions = lappend(regions, pstrdup(lfirst(lc)));
+	first = pstrdup(residency_first_region(without));
 	here = strcmp(first, self->region) == 0;
 
 	bound_lock_waits(bound);
@@ -166,7 +169,7 @@ residency_begin_change(const char *search_path)
 	AcceptInvalidationMessages();
 }
 
-/* residency.begin_change(): the same for the SQL functions, which read and copy what is there once the
+/* residency.begin_change(without): the same for the SQL functions, which read and copy what is there once the
  * lock is held; an older snapshot would not show them what others have done until then. */
 Datum
 residency_begin_change_sql(PG_FUNCTION_ARGS)
@@ -176,7 +179,7 @@ residency_begin_change_sql(PG_FUNCTION_ARGS)
 				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
 				 errmsg("regions and tables are changed under READ COMMITTED only"),
 				 errhint("Run SET default_transaction_isolation = 'read committed' first.")));
-	residency_begin_change(NULL);
+	residency_begin_change(NULL, PG_ARGISNULL(0) ? NULL : NameStr(*PG_GETARG_NAME(0)));
 	PG_RETURN_VOID();
 }
 

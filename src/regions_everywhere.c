@@ -217,7 +217,7 @@ residency_run_everywhere(PG_FUNCTION_ARGS)
 	ErrorContextCallback callback;
 	ListCell   *lc;
 
-	residency_begin_change(namespace_search_path);
+	residency_begin_change(namespace_search_path, NULL);
 	regions = copy_regions();
 	SPI_connect();
 	foreach(lc, statements)

@@ -31,8 +31,9 @@ extern bool residency_is_own_place(const char *place);
 /* names (char *) of all other regions in byte order; same life as the rest of regions.h */
 extern List *residency_other_regions(void);
 
-/* name of the region with the lowest number, this one included; NULL before init */
-extern const char *residency_first_region(void);
+/* name of the region with the lowest number, this one included, of those that are not
+ * "without" (NULL: all); NULL before init */
+extern const char *residency_first_region(const char *without);
 
 /* throws 42501 unless the current user is a superuser; "what" completes "to ..." */
 extern void residency_require_superuser(const char *what);
@@ -46,8 +47,8 @@ extern RemoteRegion *residency_admin_connection(const char *region, bool joined)
 /*
  * Begins a change of all regions: one at a time in the deployment, and nowhere waiting
  * for a lock longer than residency.lock_timeout.  search_path, if not NULL, becomes that
- * of the other regions.
+ * of the other regions.  The region "without", if not NULL, is lost and left out.
  */
-extern void residency_begin_change(const char *search_path);
+extern void residency_begin_change(const char *search_path, const char *without);
 
 #endif							/* RESIDENCY_REGIONS_INTERNAL_H */

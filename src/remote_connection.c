@@ -159,11 +159,12 @@ refuse_without_mapping(RemoteRegion *region)
 }
 
 /* true if the region has gone away since its connection was made; also false when this
- * process ends, since it could not wait for the lock behind which that is known */
+ * process ends, since it could not wait for the lock behind which that is known, and for a
+ * newcomer: what is known then is about the lost database whose place it takes */
 bool
 residency_connection_departed(const RemoteRegion *region)
 {
-	return region->state != REMOTE_CLOSED && MyProc != NULL &&
+	return region->joined && region->state != REMOTE_CLOSED && MyProc != NULL &&
 		residency_region_left(region->name) >= region->connect_start;
 }
 

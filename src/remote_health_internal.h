@@ -111,6 +111,7 @@ extern PGconn *residency_health_address_connect(Probe *probe);
 extern void residency_health_address_forget(Probe *probe);
 
 /* remote_health_probe.c */
+extern const char *residency_health_refusal_state(const char *message);
 extern void residency_health_probe_step(Probe *probe, const char *const *hello, TimestampTz now);
 extern void residency_health_probe_expire(Probe *probe, TimestampTz now);
 extern void residency_health_probe_excuse(Probe *probe, TimestampTz since, TimestampTz now);

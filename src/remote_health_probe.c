@@ -83,8 +83,8 @@ residency_health_probe_close(Probe *probe)
  * SQLSTATE of the server that refused a connection, "" if none is known.  libpq tells it in
  * verbose messages only, behind the severity: "...FATAL:  53300: sorry, ...".
  */
-static const char *
-refusal_state(const char *message)
+const char *
+residency_health_refusal_state(const char *message)
 {
 	for (const char *p = strstr(message, ":  "); p != NULL; p = strstr(p + 1, ":  "))
 		if (strspn(p + 3, "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ") == 5 && p[8] == ':')
@@ -99,7 +99,7 @@ refusal_state(const char *message)
 static void
 give_up(Probe *probe, const char *reason, TimestampTz now)
 {
-	const char *state = refusal_state(reason);
+	const char *state = residency_health_refusal_state(reason);
 	char	   *end;
 
 	if (strncmp(state, "53300", 5) == 0)
@@ -200,7 +200,7 @@ static void
 greet(Probe *probe, const char *const *hello, TimestampTz now)
 {
 	char		instance[32];
-	const char *values[6] = {hello[0], probe->region, RESIDENCY_VERSION, hello[1], "f", instance};
+	const char *values[7] = {hello[0], probe->region, RESIDENCY_VERSION, hello[1], "f", instance, hello[2]};
 
 	snprintf(instance, sizeof(instance), "%016llx", (unsigned long long) residency_guard_instance());
 	PQsetNoticeReceiver(probe->conn, ignore_notice, NULL);
@@ -208,7 +208,8 @@ greet(Probe *probe, const char *const *hello, TimestampTz now)
 		give_up(probe, PQerrorMessage(probe->conn), now);
 	else
 		ask(probe, "SELECT residency.hello($1::pg_catalog.int8, $2::pg_catalog.text, "
-			"$3::pg_catalog.text, $4::pg_catalog.text, $5::pg_catalog.bool, $6::pg_catalog.text)",
+			"$3::pg_catalog.text, $4::pg_catalog.text, $5::pg_catalog.bool, $6::pg_catalog.text, "
+			"$7::pg_catalog.int8)",
 			lengthof(values), values, now);
 }
 
@@ -306,7 +307,7 @@ residency_health_probe_readable(Probe *probe, TimestampTz now)
 	}
 }
 
-/* Does what has become due: looks for the region, greets it, or asks.  "hello" is deployment and own region. */
+/* Does what has become due: looks for the region, greets it, or asks.  "hello" is deployment, own region and incarnation. */
 void
 residency_health_probe_step(Probe *probe, const char *const *hello, TimestampTz now)
 {

@@ -59,6 +59,7 @@ static struct
 	int			n;
 	char		deployment[32];
 	char		self[NAMEDATALEN];
+	char		incarnation[32];
 } worker;
 
 /* before_shmem_exit: nobody watches the regions for now */
@@ -190,6 +191,7 @@ look_around(void *arg)
 
 	snprintf(worker.deployment, sizeof(worker.deployment), INT64_FORMAT, self->deployment);
 	strlcpy(worker.self, self->region, sizeof(worker.self));
+	snprintf(worker.incarnation, sizeof(worker.incarnation), INT64_FORMAT, self->incarnation);
 	for (int i = 0; i < worker.n; i++)
 		worker.probes[i]->seen = false;
 	servers = list_copy(residency_other_servers());
@@ -386,7 +388,7 @@ residency_health_main(void)
 	SetConfigOption("lock_timeout", LOOK_LOCK_TIMEOUT, PGC_SUSET, PGC_S_OVERRIDE);
 	while (!leave)
 	{
-		const char *hello[2] = {worker.deployment, worker.self};
+		const char *hello[3] = {worker.deployment, worker.self, worker.incarnation};
 		TimestampTz start = GetCurrentTimestamp();
 		TimestampTz now = start;
 		long		timeout;

@@ -240,7 +240,8 @@ residency_transaction_hello(RemoteRegion *region)
 	const ResidencySelf *self = residency_self();
 	char		deployment[32];
 	char		instance[32];
-	const char *values[6];
+	char		incarnation[32];
+	const char *values[7];
 
 	if (self == NULL)
 		ereport(ERROR,
@@ -255,11 +256,13 @@ residency_transaction_hello(RemoteRegion *region)
 	values[4] = region->admin ? "t" : "f";
 	snprintf(instance, sizeof(instance), "%016llx", (unsigned long long) residency_guard_instance());
 	values[5] = instance;
+	snprintf(incarnation, sizeof(incarnation), INT64_FORMAT, self->incarnation);
+	values[6] = incarnation;
 	region->greeted = true;
 	return residency_pipeline_make(region, REMOTE_KIND_HELLO,
 								   "SELECT residency.hello($1::pg_catalog.int8, $2::pg_catalog.text, "
 								   "$3::pg_catalog.text, $4::pg_catalog.text, $5::pg_catalog.bool, "
-								   "$6::pg_catalog.text)",
+								   "$6::pg_catalog.text, $7::pg_catalog.int8)",
 								   lengthof(values), values, 0, -1);
 }
 
