@@ -127,7 +127,8 @@ extern void residency_conflict_cured(const char *region, Datum relations, Datum 
 
 /* global_backlog.c */
 extern List *residency_left_out(void);
-extern List *residency_not_sent_to(List *left_out, List *homes, const char *table);
+extern List *residency_not_sent_to(List *left_out, List *homes, const char *table, bool last);
+extern void residency_batch_ended(void);
 extern void residency_backlog_lock_shared(const char *region);
 extern bool residency_backlog_lock_exclusive(const char *region, int timeout);
 extern VirtualTransactionId *residency_backlog_holders(const char *region, int *n);
