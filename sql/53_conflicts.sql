@@ -13,7 +13,7 @@ CREATE TABLE residency.conflict (
 	noticed_at pg_catalog.timestamptz NOT NULL DEFAULT pg_catalog.now(),
 	tried_at pg_catalog.timestamptz NOT NULL DEFAULT pg_catalog.now(),
 	PRIMARY KEY (relation, key, region, kind)
-);
+) WITH (autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_threshold = 100);
 COMMENT ON TABLE residency.conflict
 	IS 'rows of global tables that a region could not take, kept there and at the row''s home';
 REVOKE ALL ON residency.conflict FROM PUBLIC;
