@@ -114,7 +114,7 @@ extern ErrorMeaning residency_error_meaning(int sqlerrcode);
 
 /* global_catchup.c */
 extern ShipResult residency_ship_batch(const ShipOrder *order);
-extern bool residency_ship_settled(const char *region, uint64 xid);
+extern bool residency_ship_settled(const char *region);
 
 /* global_conflicts.c */
 extern bool residency_conflicts_exist(void);

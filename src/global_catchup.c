@@ -319,7 +319,7 @@ send_records(Shipment *shipment)
 	values[2] = shipment->changes.data;
 	values[3] = shipment->order->final ? "t" : "f";
 	request = residency_remote_send(region, GetUserId(), SHIP_SQL, 4, values,
-									REMOTE_WRITES | REMOTE_NAMED | REMOTE_AS_GATEWAY, -1);
+									REMOTE_WRITES | REMOTE_SHIPS | REMOTE_NAMED | REMOTE_AS_GATEWAY, -1);
 	res = residency_remote_wait(request);
 	for (int i = 0; i < shipment->nsent; i++)
 		shipment->sent[i]->outcome = SHIP_DONE;
@@ -493,27 +493,26 @@ residency_ship_batch(const ShipOrder *order)
 }
 
 /*
- * True if the region has nothing prepared of this one's transactions up to that xid: every
- * batch that was committed here is applied there.  One round trip, on the connection that
- * the batches took, hence behind them.
+ * True if the region has no batch of this one's prepared: each that was committed here is
+ * applied there, whichever process shipped it.  What clients have prepared there is no
+ * batch, and under steady traffic there would always be some.  One round trip, on the
+ * connection that the batches took, hence behind them.
  */
 bool
-residency_ship_settled(const char *region, uint64 xid)
+residency_ship_settled(const char *region)
 {
 	RemoteRequest *request;
 	PGresult   *res;
-	char		incarnation[32];
-	char		upto[32];
-	const char *values[2] = {incarnation, upto};
+	char		ours[64];
+	const char *values[1] = {ours};
 	bool		settled;
 
-	snprintf(incarnation, sizeof(incarnation), "%016llx", (unsigned long long) residency_self()->incarnation);
-	snprintf(upto, sizeof(upto), UINT64_FORMAT, xid);
+	snprintf(ours, sizeof(ours), "^" RESIDENCY_GID_PREFIX "%016llx:[0-9]+:%c[0-9]{2}:",
+			 (unsigned long long) residency_self()->incarnation, '0' + RESIDENCY_GID_BATCH / 100);
 	request = residency_remote_send(residency_remote_region(residency_region_server(region)), GetUserId(),
 									"SELECT FROM residency.prepared_here() AS p(gid) "
-									"WHERE pg_catalog.split_part(gid, ':', 2) OPERATOR(pg_catalog.=) $1::pg_catalog.text "
-									"AND pg_catalog.split_part(gid, ':', 3)::pg_catalog.xid8 OPERATOR(pg_catalog.<=) $2::pg_catalog.xid8",
-									2, values, REMOTE_NAMED | REMOTE_AS_GATEWAY, -1);
+									"WHERE gid OPERATOR(pg_catalog.~) $1::pg_catalog.text",
+									1, values, REMOTE_NAMED | REMOTE_AS_GATEWAY, -1);
 	res = residency_remote_wait(request);
 	settled = PQntuples(res) == 0;
 	residency_remote_release(request);

@@ -63,7 +63,6 @@ extern void residency_catch_up_main(void);
 /* see there; NULL as a region: all of them */
 extern bool residency_catch_up_try(CatchUpRegion *region, ResidencyWorkerRound round, void *arg, bool bare, int ms);
 extern bool residency_catch_up_ship(BatchWork *work, CatchUpRegion *region, int64 after, int ms);
-extern uint64 residency_catch_up_last_xid(void);
 
 /* global_catchup_flip.c */
 extern bool residency_catch_up_flip(CatchUpRegion *region);

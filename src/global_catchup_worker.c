@@ -34,7 +34,6 @@
  */
 #include "residency.h"
 
-#include "access/transam.h"
 #include "access/xact.h"
 #include "catalog/pg_type.h"
 #include "executor/spi.h"
@@ -75,7 +74,6 @@
 
 static CatchUpRegion regions[RESIDENCY_MAX_REGIONS];
 static int	nregions = 0;
-static uint64 last_xid = 0;		/* see residency_catch_up_last_xid */
 static bool timed_out = false;	/* the last round was given up because it took too long */
 
 /* the entry of a region, made at first use; NULL if there are too many */
@@ -246,8 +244,6 @@ ship(void *arg)
 	PushActiveSnapshot(GetTransactionSnapshot());
 	MemoryContextSwitchTo(context);
 	work->result = residency_ship_batch(&work->order);
-	if (FullTransactionIdIsValid(GetTopFullTransactionIdIfAny()))
-		last_xid = U64FromFullTransactionId(GetTopFullTransactionIdIfAny());
 	PopActiveSnapshot();
 	CommitTransactionCommand();
 	if (work->result.done > 0)
@@ -277,13 +273,6 @@ residency_catch_up_ship(BatchWork *work, CatchUpRegion *region, int64 after, int
 		residency_progress_shipped(region->name, start, work->result.done - work->result.conflicts,
 								   work->result.full || work->result.taken > work->result.done);
 	return true;
-}
-
-/* xid of the latest batch; if there is none since the process started, of all before */
-uint64
-residency_catch_up_last_xid(void)
-{
-	return last_xid != 0 ? last_xid : U64FromFullTransactionId(ReadNextFullTransactionId());
 }
 
 /* what became of a turn */
