@@ -4,6 +4,7 @@
  *
  * global_backlog.c			who is left out; the notes at a row's home
  * global_probe.c			finds rows without waiting for anybody
+ * global_noted_keys.c		reads noted keys; keeps DDL from changing them
  * global_catchup.c			ships what was noted, one batch in one transaction
  * global_catchup_apply.c	takes it
  * global_catchup_errors.c	what errors mean there
@@ -108,6 +109,10 @@ extern void residency_probe_close(RowProbe *probe);
 extern ProbeResult residency_probe_row(RowProbe *probe, bool lock);
 extern char *residency_probe_home(RowProbe *probe);
 extern char *residency_row_as_json(TupleDesc desc, Datum *values, bool *nulls);
+
+/* global_noted_keys.c */
+extern void residency_noted_key_read(char *key, GlobalText *text, Datum *values, bool *nulls);
+extern bool residency_keys_try(void (*read) (void *arg), void *arg);
 
 /* global_catchup_errors.c */
 extern ErrorMeaning residency_error_meaning(int sqlerrcode);

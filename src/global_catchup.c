@@ -63,6 +63,7 @@ typedef struct ShipNote
 	char	   *key;
 	bool		refused;		/* a constraint failed before */
 	bool		overdue;		/* for longer than the patience */
+	bool		unreadable;		/* the key is none of the table's, as it is now */
 	bool		absent;			/* was shipped as no more */
 	char		outcome;		/* ShipOutcome; SHIP_BUSY until known otherwise */
 } ShipNote;
@@ -185,9 +186,43 @@ static void
 set_key(ShipNote *note)
 {
 	RowProbe   *probe = note->table->probe;
-	ChangeReader reader = {.next = note->key, .end = note->key + strlen(note->key)};
 
-	residency_text_read_key(&reader, probe->text, probe->values, probe->nulls);
+	residency_noted_key_read(note->key, probe->text, probe->values, probe->nulls);
+}
+
+/* some notes of a batch */
+typedef struct NoteRange
+{
+	ShipNote   *notes;
+	int			n;
+} NoteRange;
+
+/* Reads their keys. */
+static void
+read_range(void *arg)
+{
+	NoteRange  *range = arg;
+
+	for (int i = 0; i < range->n; i++)
+		if (range->notes[i].table->probe != NULL)
+			set_key(&range->notes[i]);
+}
+
+/* Finds out which keys cannot be read: one by one, if that does not go well for all at once. */
+static void
+check_keys(Shipment *shipment)
+{
+	NoteRange	all = {shipment->notes, shipment->nnotes};
+	int			level = residency_text_begin();
+
+	if (!residency_keys_try(read_range, &all))
+		for (int i = 0; i < shipment->nnotes; i++)
+		{
+			NoteRange	one = {&shipment->notes[i], 1};
+
+			shipment->notes[i].unreadable = !residency_keys_try(read_range, &one);
+		}
+	residency_text_end(level);
 }
 
 /* True if the row in the probe's slot has its home here. */
@@ -208,6 +243,15 @@ put_note(Shipment *shipment, ShipNote *note)
 	if (probe == NULL)
 	{
 		note->outcome = table->blocked ? SHIP_BUSY : SHIP_DONE;
+		return;
+	}
+	if (note->unreadable)
+	{
+		/* like a row that is refused: nobody can tell which one it is */
+		note->outcome = shipment->order->final ? SHIP_CONFLICT : SHIP_LATER;
+		if (shipment->order->final)
+			residency_conflict_store(table->relid, note->key, "other", shipment->region,
+									 residency_self()->region, NULL, NULL);
 		return;
 	}
 	set_key(note);
@@ -476,6 +520,7 @@ residency_ship_batch(const ShipOrder *order)
 	initStringInfo(&shipment.changes);
 	take_notes(&shipment);
 	full = shipment.nnotes >= order->limit;
+	check_keys(&shipment);
 	put_notes(&shipment);
 	full = full || shipment.changes.len >= SHIP_BYTES;
 	if (shipment.nsent > 0)
