@@ -118,7 +118,7 @@ extern bool residency_keys_try(void (*read) (void *arg), void *arg);
 extern ErrorMeaning residency_error_meaning(int sqlerrcode);
 
 /* global_catchup.c */
-extern ShipResult residency_ship_batch(const ShipOrder *order);
+extern void residency_ship_batch(const ShipOrder *order, ShipResult *result);
 extern bool residency_ship_settled(const char *region);
 
 /* global_conflicts.c */

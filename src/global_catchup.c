@@ -146,9 +146,12 @@ close_tables(Shipment *shipment)
 	"FROM residency.backlog WHERE region OPERATOR(pg_catalog.=) $1 " \
 	"AND seq OPERATOR(pg_catalog.>) $2 " condition " ORDER BY seq LIMIT $3 FOR UPDATE SKIP LOCKED"
 
-/* Step 1: locks and reads the oldest notes behind a position.  SPI is connected. */
+/*
+ * Step 1: locks and reads the oldest notes behind a position, and tells at once which these
+ * are.  SPI is connected.
+ */
 static void
-take_notes(Shipment *shipment)
+take_notes(Shipment *shipment, ShipResult *result)
 {
 	const ShipOrder *order = shipment->order;
 	Oid			types[] = {NAMEOID, INT8OID, INT4OID, FLOAT8OID};
@@ -177,7 +180,9 @@ take_notes(Shipment *shipment)
 		note->refused = DatumGetBool(SPI_getbinval(tuple, desc, 4, &isnull));
 		note->overdue = DatumGetBool(SPI_getbinval(tuple, desc, 5, &isnull));
 		note->outcome = SHIP_BUSY;
+		result->last = note->seq;
 	}
+	result->taken = shipment->nnotes;
 	MemoryContextSwitchTo(old);
 }
 
@@ -506,19 +511,19 @@ finish(Shipment *shipment)
  * Ships one batch of the notes about a region, the oldest behind position "after", in the
  * current transaction, which the caller commits.  With "final" nothing else is on its way
  * that could make a constraint hold: what fails goes to residency.conflicts.  Throws what
- * connecting, sending and the region's errors throw.
+ * connecting, sending and the region's errors throw; then "taken" and "last" of the result,
+ * which is all zeros at first, tell what was taken up.
  */
-ShipResult
-residency_ship_batch(const ShipOrder *order)
+void
+residency_ship_batch(const ShipOrder *order, ShipResult *result)
 {
 	Shipment	shipment = {.order = order, .region = order->region, .context = CurrentMemoryContext};
-	ShipResult	result;
 	bool		full;
 
 	if (SPI_connect() != SPI_OK_CONNECT)
 		elog(ERROR, "SPI_connect failed");
 	initStringInfo(&shipment.changes);
-	take_notes(&shipment);
+	take_notes(&shipment, result);
 	full = shipment.nnotes >= order->limit;
 	check_keys(&shipment);
 	put_notes(&shipment);
@@ -530,11 +535,10 @@ residency_ship_batch(const ShipOrder *order)
 		RESIDENCY_FAULT(ship_answered);
 		look_again(&shipment);
 	}
-	result = finish(&shipment);
-	result.full = full;
+	*result = finish(&shipment);
+	result->full = full;
 	close_tables(&shipment);
 	SPI_finish();
-	return result;
 }
 
 /*
@@ -570,7 +574,7 @@ residency_ship(PG_FUNCTION_ARGS)
 {
 	char	   *region = text_to_cstring(PG_GETARG_TEXT_PP(0));
 	ShipOrder	order = {.limit = SHIP_NOTES};
-	ShipResult	result;
+	ShipResult	result = {0};
 
 	if (!superuser())
 		ereport(ERROR,
@@ -580,6 +584,6 @@ residency_ship(PG_FUNCTION_ARGS)
 		PG_RETURN_INT32(0);
 	order.region = region;
 	order.final = PG_GETARG_BOOL(1);
-	result = residency_ship_batch(&order);
+	residency_ship_batch(&order, &result);
 	PG_RETURN_INT32(result.done);
 }

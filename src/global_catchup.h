@@ -24,6 +24,9 @@ typedef struct PassState
 	int			done;
 	int			later;			/* refused by a constraint */
 	int			overdue;		/* of these: for longer than CONFLICT_PATIENCE */
+	bool		over;			/* all notes have been gone through */
+	bool		giving_up;		/* what is overdue goes to residency.conflict first */
+	int64		given_up;		/* ... the next batch of that begins behind this note */
 } PassState;
 
 /* what the worker knows of a region, as long as its process lives */
