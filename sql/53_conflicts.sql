@@ -14,6 +14,7 @@ CREATE TABLE residency.conflict (
 	tried_at pg_catalog.timestamptz NOT NULL DEFAULT pg_catalog.now(),
 	PRIMARY KEY (relation, key, region, kind)
 ) WITH (autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_threshold = 100);
+CREATE INDEX conflict_tried_idx ON residency.conflict (region, tried_at) WHERE kind OPERATOR(pg_catalog.<>) 'key';
 COMMENT ON TABLE residency.conflict
 	IS 'rows of global tables that a region could not take, kept there and at the row''s home';
 REVOKE ALL ON residency.conflict FROM PUBLIC;

@@ -62,6 +62,24 @@
 #define REFUSED_PAUSE		750
 #define CONFLICT_RETRY		"30 seconds"
 
+/* of these, how many at a time; and ms until the next ones, if there are as many */
+#define RETRY_NOTES			1000
+#define RETRY_PAUSE			5000
+
+#define RETRY_SQL \
+	"WITH o AS (SELECT relation, key, region, kind FROM residency.conflict " \
+	"WHERE region OPERATOR(pg_catalog.=) $1 AND home OPERATOR(pg_catalog.=) $2 " \
+	"AND kind OPERATOR(pg_catalog.<>) 'key' AND tried_at OPERATOR(pg_catalog.<) " \
+	"(pg_catalog.now() OPERATOR(pg_catalog.-) '" CONFLICT_RETRY "'::pg_catalog.interval) ORDER BY tried_at LIMIT $3), " \
+	"c AS (UPDATE residency.conflict AS t SET tried_at = pg_catalog.now() FROM o " \
+	"WHERE t.relation OPERATOR(pg_catalog.=) o.relation AND t.key OPERATOR(pg_catalog.=) o.key " \
+	"AND t.region OPERATOR(pg_catalog.=) o.region AND t.kind OPERATOR(pg_catalog.=) o.kind " \
+	"RETURNING t.region, t.relation, t.key, t.noticed_at), " \
+	"n AS (INSERT INTO residency.backlog (region, relation, key, refused_at) " \
+	"SELECT region, relation, key, pg_catalog.min(noticed_at) FROM c " \
+	"GROUP BY region, relation, key ON CONFLICT DO NOTHING) " \
+	"SELECT FROM c"
+
 /* while rows are only in the way of writers: at first, and after many attempts, in ms */
 #define BUSY_PAUSE			100
 #define BUSY_PAUSE_MAX		1000
@@ -94,12 +112,14 @@ find_region(const char *name)
 }
 
 /*
- * Round: notes once more what broke a constraint some time ago, if its region is up; and
- * forgets conflicts of tables that are global no more.  Always true.
+ * Round: notes once more what broke a constraint some time ago, if its region is up, those
+ * first that were not tried for longest; and forgets conflicts of tables that are global no
+ * more.  *arg tells whether there may be more.  Always true.
  */
 static bool
 retry_conflicts(void *arg)
 {
+	bool	   *more = arg;
 	ListCell   *lc;
 
 	if (!residency_conflicts_exist())
@@ -112,20 +132,14 @@ retry_conflicts(void *arg)
 	foreach(lc, residency_other_servers())
 	{
 		char	   *name = residency_server_region(lfirst_oid(lc));
-		Oid			types[] = {TEXTOID, TEXTOID};
-		Datum		values[] = {CStringGetTextDatum(name), CStringGetTextDatum(residency_self()->region)};
+		Oid			types[] = {TEXTOID, TEXTOID, INT4OID};
+		Datum		values[] = {CStringGetTextDatum(name), CStringGetTextDatum(residency_self()->region),
+		Int32GetDatum(RETRY_NOTES)};
 
 		if (residency_region_state(name) != RESIDENCY_UP)
 			continue;
-		residency_spi_as_owner("WITH c AS (UPDATE residency.conflict SET tried_at = pg_catalog.now() "
-							   "WHERE region OPERATOR(pg_catalog.=) $1 AND home OPERATOR(pg_catalog.=) $2 "
-							   "AND kind OPERATOR(pg_catalog.<>) 'key' AND tried_at OPERATOR(pg_catalog.<) "
-							   "(pg_catalog.now() OPERATOR(pg_catalog.-) '" CONFLICT_RETRY "'::pg_catalog.interval) "
-							   "RETURNING region, relation, key, noticed_at) "
-							   "INSERT INTO residency.backlog (region, relation, key, refused_at) "
-							   "SELECT region, relation, key, pg_catalog.min(noticed_at) FROM c "
-							   "GROUP BY region, relation, key ON CONFLICT DO NOTHING",
-							   lengthof(types), types, values, false);
+		residency_spi_as_owner(RETRY_SQL, lengthof(types), types, values, false);
+		*more |= SPI_processed >= RETRY_NOTES;
 	}
 	SPI_finish();
 	return true;
@@ -503,8 +517,10 @@ residency_catch_up_main(void)
 		/* on its own: what goes wrong here must keep nobody from what was noted */
 		if (now >= retry_at)
 		{
-			(void) residency_catch_up_try(NULL, retry_conflicts, NULL, false, BATCH_TIMEOUT);
-			retry_at = TimestampTzPlusMilliseconds(now, LOOK_INTERVAL);
+			bool		more = false;
+
+			(void) residency_catch_up_try(NULL, retry_conflicts, &more, false, BATCH_TIMEOUT);
+			retry_at = TimestampTzPlusMilliseconds(now, more ? RETRY_PAUSE : LOOK_INTERVAL);
 		}
 		pause = serve_all();
 	}
