@@ -13,7 +13,8 @@ CREATE TABLE residency.conflict (
 	noticed_at pg_catalog.timestamptz NOT NULL DEFAULT pg_catalog.now(),
 	tried_at pg_catalog.timestamptz NOT NULL DEFAULT pg_catalog.now(),
 	PRIMARY KEY (relation, key, region, kind)
-);
+) WITH (autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_threshold = 100);
+CREATE INDEX conflict_tried_idx ON residency.conflict (region, tried_at) WHERE kind OPERATOR(pg_catalog.<>) 'key';
 COMMENT ON TABLE residency.conflict
 	IS 'rows of global tables that a region could not take, kept there and at the row''s home';
 REVOKE ALL ON residency.conflict FROM PUBLIC;
@@ -187,3 +188,30 @@ COMMENT ON FUNCTION residency.resolve_conflict(pg_catalog.regclass, pg_catalog.t
 	IS 'decides about a row in residency.conflicts: which row holds, and whether the other one is written after all';
 REVOKE ALL ON FUNCTION residency.resolve_conflict(pg_catalog.regclass, pg_catalog.text[], pg_catalog.text, pg_catalog.jsonb)
 	FROM PUBLIC;
+
+-- Keys in residency.backlog and residency.conflict are read by the primary key of the time at
+-- which they are shipped: it stays what it is as long as there are some.
+CREATE FUNCTION residency.check_noted_keys(relation pg_catalog.regclass, types pg_catalog.bool) RETURNS pg_catalog.void
+	LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'residency_check_noted_keys';
+COMMENT ON FUNCTION residency.check_noted_keys(pg_catalog.regclass, pg_catalog.bool)
+	IS 'refuses what this transaction has done to the key of a global table, or its types, while rows of it are noted here';
+REVOKE ALL ON FUNCTION residency.check_noted_keys(pg_catalog.regclass, pg_catalog.bool) FROM PUBLIC;
+
+CREATE FUNCTION residency.keep_noted() RETURNS event_trigger
+	LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SECURITY DEFINER
+	SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+	-- a table that the command is not about must not be opened: somebody may have locked it
+	PERFORM residency.check_noted_keys(r.relation, tg_tag <> 'ALTER TABLE') FROM residency.rule r
+		WHERE r.kind = 'g' AND
+			  (tg_tag <> 'ALTER TABLE' OR
+			   r.relation IN (SELECT c.objid FROM pg_event_trigger_ddl_commands() c WHERE c.classid = 'pg_class'::regclass));
+END
+$$;
+COMMENT ON FUNCTION residency.keep_noted() IS 'event trigger: keys that are noted must stay what they are';
+
+CREATE EVENT TRIGGER residency_keep_noted ON ddl_command_end
+	WHEN TAG IN ('ALTER TABLE', 'ALTER TYPE', 'ALTER DOMAIN')
+	EXECUTE FUNCTION residency.keep_noted();
+COMMENT ON EVENT TRIGGER residency_keep_noted IS 'keys that are noted for other regions must stay what they are';

@@ -19,7 +19,7 @@ IS 'for gateways: traces here of their own distributed transactions, of those wi
 CREATE FUNCTION residency.transaction_key(gid pg_catalog.text) RETURNS pg_catalog.text
 	LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
 BEGIN ATOMIC
-	SELECT CASE WHEN gid OPERATOR(pg_catalog.~) '^residency:[0-9a-f]{16}:[0-9]{1,19}:[0-9]{1,2}:[0-9a-f]{8}$'
+	SELECT CASE WHEN gid OPERATOR(pg_catalog.~) '^residency:[0-9a-f]{16}:[0-9]{1,19}:[0-9]{1,3}:[0-9a-f]{8}$'
 				THEN pg_catalog.regexp_replace(gid, ':[0-9]+:([0-9a-f]{8})$', ':\1') END;
 END;
 COMMENT ON FUNCTION residency.transaction_key(pg_catalog.text)

@@ -10,6 +10,9 @@
 /* all gids begin with it */
 #define RESIDENCY_GID_PREFIX "residency:"
 
+/* added to the number of a part that is a batch of catch-up: three digits, else at most two */
+#define RESIDENCY_GID_BATCH	100
+
 /* commit_record.c */
 extern int64 residency_commit_make_gids(RemoteRegion **regions, int n, uint64 xid);
 extern void residency_commit_arrays(RemoteRegion **regions, int n, char **gids, char **names);

@@ -96,8 +96,10 @@ residency_announce_incarnation(PG_FUNCTION_ARGS)
 /*
  * Gids of this transaction's parts: unguessable, so nobody can occupy them.  They differ in
  * the part's number only, which is how participants know that two parts belong together;
- * an xid alone may come again after a crash.  Returns the incarnation in them: renew() may give
- * this region another one before the rest of the record is written.
+ * an xid alone may come again after a crash.  Catch-up must know its batches from clients'
+ * parts, also those that a process shipped which is no more: so the number tells.  Returns the
+ * incarnation in them: renew() may give this region another one before the rest of the record is
+ * written.
  */
 int64
 residency_commit_make_gids(RemoteRegion **regions, int n, uint64 xid)
@@ -111,7 +113,8 @@ residency_commit_make_gids(RemoteRegion **regions, int n, uint64 xid)
 				 errmsg("no random number could be made")));
 	for (int i = 0; i < n; i++)
 		snprintf(regions[i]->gid, sizeof(regions[i]->gid), "residency:%016llx:%llu:%d:%08x",
-				 (unsigned long long) incarnation, (unsigned long long) xid, i, random);
+				 (unsigned long long) incarnation, (unsigned long long) xid,
+				 regions[i]->ships ? RESIDENCY_GID_BATCH + i : i, random);
 	return incarnation;
 }
 

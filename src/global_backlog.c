@@ -20,7 +20,8 @@
  *
  * The row's home is never left out: a row homed in a region that is away cannot be
  * written.  A region that is catching up still orders its own rows; then it gets that
- * whole request, as well as the notes, which does no harm.
+ * whole request, and those of the same batch behind it, as well as the notes, which does
+ * no harm.
  *
  * Invariants:
  *	- If R lacks the latest committed version of a row, a note of it is committed at the
@@ -48,6 +49,7 @@
 #include "storage/lock.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
+#include "utils/memutils.h"
 #include "utils/resowner.h"
 #include "utils/snapmgr.h"
 
@@ -61,6 +63,10 @@ PG_FUNCTION_INFO_V1(residency_withholds);
 /* first key of our advisory locks; the second is made of the region's name */
 #define BACKLOG_LOCK	0x72736479
 #define BATCH_LOCK		0x7273647a
+
+/* char *, in TopTransactionContext: regions left out that have got a piece of the batch that is
+ * being sent, as homes of rows in it */
+static List *batch_regions = NIL;
 
 /* the lock on a region: shared by transactions that leave it out */
 static void
@@ -215,24 +221,45 @@ residency_refuse_away(const char *region, const char *table)
 			 errhint("SELECT * FROM residency.regions tells what is known of it. Rows with their home in other regions can be written.")));
 }
 
+/* forgets who has got a piece of a batch */
+void
+residency_batch_ended(void)
+{
+	batch_regions = NIL;
+}
+
 /*
- * The regions that changes of rows with these homes do not go to: those left out, but for
- * a home that is catching up, which decides about its own rows.  Throws if a home is away.
+ * The regions that a batch's next piece, of rows with these homes, does not go to: those left
+ * out, but for a home that is catching up, which decides about its own rows.  Such a one gets
+ * the pieces behind it as well: with the last one it checks the references of what it took
+ * before.  Throws if a home is away.
  */
 List *
-residency_not_sent_to(List *left_out, List *homes, const char *table)
+residency_not_sent_to(List *left_out, List *homes, const char *table, bool last)
 {
 	List	   *regions = list_copy(left_out);
 	ListCell   *lc;
 
 	foreach(lc, regions)
 	{
-		if (!residency_region_listed(homes, lfirst(lc)))
+		char	   *region = lfirst(lc);
+		bool		has_piece = residency_region_listed(batch_regions, region);
+
+		if (!residency_region_listed(homes, region) && !has_piece)
 			continue;
-		if (residency_region_state(lfirst(lc)) == RESIDENCY_AWAY)
-			residency_refuse_away(lfirst(lc), table);
+		if (residency_region_state(region) == RESIDENCY_AWAY)
+			residency_refuse_away(region, table);
+		if (!has_piece)
+		{
+			MemoryContext old = MemoryContextSwitchTo(TopTransactionContext);
+
+			batch_regions = lappend(batch_regions, pstrdup(region));
+			MemoryContextSwitchTo(old);
+		}
 		regions = foreach_delete_current(regions, lc);
 	}
+	if (last)
+		residency_batch_ended();
 	return regions;
 }
 

@@ -4,6 +4,7 @@
  *
  * global_backlog.c			who is left out; the notes at a row's home
  * global_probe.c			finds rows without waiting for anybody
+ * global_noted_keys.c		reads noted keys; keeps DDL from changing them
  * global_catchup.c			ships what was noted, one batch in one transaction
  * global_catchup_apply.c	takes it
  * global_catchup_errors.c	what errors mean there
@@ -109,12 +110,16 @@ extern ProbeResult residency_probe_row(RowProbe *probe, bool lock);
 extern char *residency_probe_home(RowProbe *probe);
 extern char *residency_row_as_json(TupleDesc desc, Datum *values, bool *nulls);
 
+/* global_noted_keys.c */
+extern void residency_noted_key_read(char *key, GlobalText *text, Datum *values, bool *nulls);
+extern bool residency_keys_try(void (*read) (void *arg), void *arg);
+
 /* global_catchup_errors.c */
 extern ErrorMeaning residency_error_meaning(int sqlerrcode);
 
 /* global_catchup.c */
-extern ShipResult residency_ship_batch(const ShipOrder *order);
-extern bool residency_ship_settled(const char *region, uint64 xid);
+extern void residency_ship_batch(const ShipOrder *order, ShipResult *result);
+extern bool residency_ship_settled(const char *region);
 
 /* global_conflicts.c */
 extern bool residency_conflicts_exist(void);
@@ -128,7 +133,8 @@ extern void residency_conflict_cured(const char *region, Datum relations, Datum 
 /* global_backlog.c */
 extern bool residency_backlog_claim_batch(const char *shipper);
 extern List *residency_left_out(void);
-extern List *residency_not_sent_to(List *left_out, List *homes, const char *table);
+extern List *residency_not_sent_to(List *left_out, List *homes, const char *table, bool last);
+extern void residency_batch_ended(void);
 extern void residency_backlog_lock_shared(const char *region);
 extern bool residency_backlog_lock_exclusive(const char *region, int timeout);
 extern VirtualTransactionId *residency_backlog_holders(const char *region, int *n);

@@ -63,6 +63,7 @@ typedef struct ShipNote
 	char	   *key;
 	bool		refused;		/* a constraint failed before */
 	bool		overdue;		/* for longer than the patience */
+	bool		unreadable;		/* the key is none of the table's, as it is now */
 	bool		absent;			/* was shipped as no more */
 	char		outcome;		/* ShipOutcome; SHIP_BUSY until known otherwise */
 } ShipNote;
@@ -145,9 +146,12 @@ close_tables(Shipment *shipment)
 	"FROM residency.backlog WHERE region OPERATOR(pg_catalog.=) $1 " \
 	"AND seq OPERATOR(pg_catalog.>) $2 " condition " ORDER BY seq LIMIT $3 FOR UPDATE SKIP LOCKED"
 
-/* Step 1: locks and reads the oldest notes behind a position.  SPI is connected. */
+/*
+ * Step 1: locks and reads the oldest notes behind a position, and tells at once which these
+ * are.  SPI is connected.
+ */
 static void
-take_notes(Shipment *shipment)
+take_notes(Shipment *shipment, ShipResult *result)
 {
 	const ShipOrder *order = shipment->order;
 	Oid			types[] = {NAMEOID, INT8OID, INT4OID, FLOAT8OID};
@@ -176,7 +180,9 @@ take_notes(Shipment *shipment)
 		note->refused = DatumGetBool(SPI_getbinval(tuple, desc, 4, &isnull));
 		note->overdue = DatumGetBool(SPI_getbinval(tuple, desc, 5, &isnull));
 		note->outcome = SHIP_BUSY;
+		result->last = note->seq;
 	}
+	result->taken = shipment->nnotes;
 	MemoryContextSwitchTo(old);
 }
 
@@ -185,9 +191,43 @@ static void
 set_key(ShipNote *note)
 {
 	RowProbe   *probe = note->table->probe;
-	ChangeReader reader = {.next = note->key, .end = note->key + strlen(note->key)};
 
-	residency_text_read_key(&reader, probe->text, probe->values, probe->nulls);
+	residency_noted_key_read(note->key, probe->text, probe->values, probe->nulls);
+}
+
+/* some notes of a batch */
+typedef struct NoteRange
+{
+	ShipNote   *notes;
+	int			n;
+} NoteRange;
+
+/* Reads their keys. */
+static void
+read_range(void *arg)
+{
+	NoteRange  *range = arg;
+
+	for (int i = 0; i < range->n; i++)
+		if (range->notes[i].table->probe != NULL)
+			set_key(&range->notes[i]);
+}
+
+/* Finds out which keys cannot be read: one by one, if that does not go well for all at once. */
+static void
+check_keys(Shipment *shipment)
+{
+	NoteRange	all = {shipment->notes, shipment->nnotes};
+	int			level = residency_text_begin();
+
+	if (!residency_keys_try(read_range, &all))
+		for (int i = 0; i < shipment->nnotes; i++)
+		{
+			NoteRange	one = {&shipment->notes[i], 1};
+
+			shipment->notes[i].unreadable = !residency_keys_try(read_range, &one);
+		}
+	residency_text_end(level);
 }
 
 /* True if the row in the probe's slot has its home here. */
@@ -208,6 +248,15 @@ put_note(Shipment *shipment, ShipNote *note)
 	if (probe == NULL)
 	{
 		note->outcome = table->blocked ? SHIP_BUSY : SHIP_DONE;
+		return;
+	}
+	if (note->unreadable)
+	{
+		/* like a row that is refused: nobody can tell which one it is */
+		note->outcome = shipment->order->final ? SHIP_CONFLICT : SHIP_LATER;
+		if (shipment->order->final)
+			residency_conflict_store(table->relid, note->key, "other", shipment->region,
+									 residency_self()->region, NULL, NULL);
 		return;
 	}
 	set_key(note);
@@ -319,7 +368,7 @@ send_records(Shipment *shipment)
 	values[2] = shipment->changes.data;
 	values[3] = shipment->order->final ? "t" : "f";
 	request = residency_remote_send(region, GetUserId(), SHIP_SQL, 4, values,
-									REMOTE_WRITES | REMOTE_NAMED | REMOTE_AS_GATEWAY, -1);
+									REMOTE_WRITES | REMOTE_SHIPS | REMOTE_NAMED | REMOTE_AS_GATEWAY, -1);
 	res = residency_remote_wait(request);
 	for (int i = 0; i < shipment->nsent; i++)
 		shipment->sent[i]->outcome = SHIP_DONE;
@@ -462,20 +511,21 @@ finish(Shipment *shipment)
  * Ships one batch of the notes about a region, the oldest behind position "after", in the
  * current transaction, which the caller commits.  With "final" nothing else is on its way
  * that could make a constraint hold: what fails goes to residency.conflicts.  Throws what
- * connecting, sending and the region's errors throw.
+ * connecting, sending and the region's errors throw; then "taken" and "last" of the result,
+ * which is all zeros at first, tell what was taken up.
  */
-ShipResult
-residency_ship_batch(const ShipOrder *order)
+void
+residency_ship_batch(const ShipOrder *order, ShipResult *result)
 {
 	Shipment	shipment = {.order = order, .region = order->region, .context = CurrentMemoryContext};
-	ShipResult	result;
 	bool		full;
 
 	if (SPI_connect() != SPI_OK_CONNECT)
 		elog(ERROR, "SPI_connect failed");
 	initStringInfo(&shipment.changes);
-	take_notes(&shipment);
+	take_notes(&shipment, result);
 	full = shipment.nnotes >= order->limit;
+	check_keys(&shipment);
 	put_notes(&shipment);
 	full = full || shipment.changes.len >= SHIP_BYTES;
 	if (shipment.nsent > 0)
@@ -485,35 +535,33 @@ residency_ship_batch(const ShipOrder *order)
 		RESIDENCY_FAULT(ship_answered);
 		look_again(&shipment);
 	}
-	result = finish(&shipment);
-	result.full = full;
+	*result = finish(&shipment);
+	result->full = full;
 	close_tables(&shipment);
 	SPI_finish();
-	return result;
 }
 
 /*
- * True if the region has nothing prepared of this one's transactions up to that xid: every
- * batch that was committed here is applied there.  One round trip, on the connection that
- * the batches took, hence behind them.
+ * True if the region has no batch of this one's prepared: each that was committed here is
+ * applied there, whichever process shipped it.  What clients have prepared there is no
+ * batch, and under steady traffic there would always be some.  One round trip, on the
+ * connection that the batches took, hence behind them.
  */
 bool
-residency_ship_settled(const char *region, uint64 xid)
+residency_ship_settled(const char *region)
 {
 	RemoteRequest *request;
 	PGresult   *res;
-	char		incarnation[32];
-	char		upto[32];
-	const char *values[2] = {incarnation, upto};
+	char		ours[64];
+	const char *values[1] = {ours};
 	bool		settled;
 
-	snprintf(incarnation, sizeof(incarnation), "%016llx", (unsigned long long) residency_self()->incarnation);
-	snprintf(upto, sizeof(upto), UINT64_FORMAT, xid);
+	snprintf(ours, sizeof(ours), "^" RESIDENCY_GID_PREFIX "%016llx:[0-9]+:%c[0-9]{2}:",
+			 (unsigned long long) residency_self()->incarnation, '0' + RESIDENCY_GID_BATCH / 100);
 	request = residency_remote_send(residency_remote_region(residency_region_server(region)), GetUserId(),
 									"SELECT FROM residency.prepared_here() AS p(gid) "
-									"WHERE pg_catalog.split_part(gid, ':', 2) OPERATOR(pg_catalog.=) $1::pg_catalog.text "
-									"AND pg_catalog.split_part(gid, ':', 3)::pg_catalog.xid8 OPERATOR(pg_catalog.<=) $2::pg_catalog.xid8",
-									2, values, REMOTE_NAMED | REMOTE_AS_GATEWAY, -1);
+									"WHERE gid OPERATOR(pg_catalog.~) $1::pg_catalog.text",
+									1, values, REMOTE_NAMED | REMOTE_AS_GATEWAY, -1);
 	res = residency_remote_wait(request);
 	settled = PQntuples(res) == 0;
 	residency_remote_release(request);
@@ -526,7 +574,7 @@ residency_ship(PG_FUNCTION_ARGS)
 {
 	char	   *region = text_to_cstring(PG_GETARG_TEXT_PP(0));
 	ShipOrder	order = {.limit = SHIP_NOTES};
-	ShipResult	result;
+	ShipResult	result = {0};
 
 	if (!superuser())
 		ereport(ERROR,
@@ -536,6 +584,6 @@ residency_ship(PG_FUNCTION_ARGS)
 		PG_RETURN_INT32(0);
 	order.region = region;
 	order.final = PG_GETARG_BOOL(1);
-	result = residency_ship_batch(&order);
+	residency_ship_batch(&order, &result);
 	PG_RETURN_INT32(result.done);
 }

@@ -24,6 +24,9 @@ typedef struct PassState
 	int			done;
 	int			later;			/* refused by a constraint */
 	int			overdue;		/* of these: for longer than CONFLICT_PATIENCE */
+	bool		over;			/* all notes have been gone through */
+	bool		giving_up;		/* what is overdue goes to residency.conflict first */
+	int64		given_up;		/* ... the next batch of that begins behind this note */
 } PassState;
 
 /* what the worker knows of a region, as long as its process lives */
@@ -63,7 +66,6 @@ extern void residency_catch_up_main(void);
 /* see there; NULL as a region: all of them */
 extern bool residency_catch_up_try(CatchUpRegion *region, ResidencyWorkerRound round, void *arg, bool bare, int ms);
 extern bool residency_catch_up_ship(BatchWork *work, CatchUpRegion *region, int64 after, int ms);
-extern uint64 residency_catch_up_last_xid(void);
 
 /* global_catchup_flip.c */
 extern bool residency_catch_up_flip(CatchUpRegion *region);

@@ -59,7 +59,7 @@ nothing_left(void *arg)
 	nothing = SPI_processed == 0;
 	SPI_finish();
 	/* a batch whose last message was lost is applied there by the resolver, some time */
-	return nothing && residency_ship_settled(region->name, residency_catch_up_last_xid());
+	return nothing && residency_ship_settled(region->name);
 }
 
 /* true if the transaction is one of these */

@@ -27,14 +27,14 @@
  * residency.conflict; from there it is tried again every CONFLICT_RETRY.
  *
  * One region holds up the others for one turn at most: a batch that is not over after
- * BATCH_TIMEOUT is given up, and the next ones are smaller, down to a single note.  Writers
+ * BATCH_TIMEOUT is given up, and the next ones are smaller, down to a single note, which is
+ * passed over.  The pass goes on where it was, so it comes to an end all the same.  Writers
  * that leave a region out wait for us only while we ask for its lock and hold it: that is
  * bounded (global_catchup_flip.c).  What this process remembers of a region has a
  * fixed size; all that must outlast it is in the notes.
  */
 #include "residency.h"
 
-#include "access/transam.h"
 #include "access/xact.h"
 #include "catalog/pg_type.h"
 #include "executor/spi.h"
@@ -62,6 +62,24 @@
 #define REFUSED_PAUSE		750
 #define CONFLICT_RETRY		"30 seconds"
 
+/* of these, how many at a time; and ms until the next ones, if there are as many */
+#define RETRY_NOTES			1000
+#define RETRY_PAUSE			5000
+
+#define RETRY_SQL \
+	"WITH o AS (SELECT relation, key, region, kind FROM residency.conflict " \
+	"WHERE region OPERATOR(pg_catalog.=) $1 AND home OPERATOR(pg_catalog.=) $2 " \
+	"AND kind OPERATOR(pg_catalog.<>) 'key' AND tried_at OPERATOR(pg_catalog.<) " \
+	"(pg_catalog.now() OPERATOR(pg_catalog.-) '" CONFLICT_RETRY "'::pg_catalog.interval) ORDER BY tried_at LIMIT $3), " \
+	"c AS (UPDATE residency.conflict AS t SET tried_at = pg_catalog.now() FROM o " \
+	"WHERE t.relation OPERATOR(pg_catalog.=) o.relation AND t.key OPERATOR(pg_catalog.=) o.key " \
+	"AND t.region OPERATOR(pg_catalog.=) o.region AND t.kind OPERATOR(pg_catalog.=) o.kind " \
+	"RETURNING t.region, t.relation, t.key, t.noticed_at), " \
+	"n AS (INSERT INTO residency.backlog (region, relation, key, refused_at) " \
+	"SELECT region, relation, key, pg_catalog.min(noticed_at) FROM c " \
+	"GROUP BY region, relation, key ON CONFLICT DO NOTHING) " \
+	"SELECT FROM c"
+
 /* while rows are only in the way of writers: at first, and after many attempts, in ms */
 #define BUSY_PAUSE			100
 #define BUSY_PAUSE_MAX		1000
@@ -75,7 +93,6 @@
 
 static CatchUpRegion regions[RESIDENCY_MAX_REGIONS];
 static int	nregions = 0;
-static uint64 last_xid = 0;		/* see residency_catch_up_last_xid */
 static bool timed_out = false;	/* the last round was given up because it took too long */
 
 /* the entry of a region, made at first use; NULL if there are too many */
@@ -95,12 +112,14 @@ find_region(const char *name)
 }
 
 /*
- * Round: notes once more what broke a constraint some time ago, if its region is up; and
- * forgets conflicts of tables that are global no more.  Always true.
+ * Round: notes once more what broke a constraint some time ago, if its region is up, those
+ * first that were not tried for longest; and forgets conflicts of tables that are global no
+ * more.  *arg tells whether there may be more.  Always true.
  */
 static bool
 retry_conflicts(void *arg)
 {
+	bool	   *more = arg;
 	ListCell   *lc;
 
 	if (!residency_conflicts_exist())
@@ -113,20 +132,14 @@ retry_conflicts(void *arg)
 	foreach(lc, residency_other_servers())
 	{
 		char	   *name = residency_server_region(lfirst_oid(lc));
-		Oid			types[] = {TEXTOID, TEXTOID};
-		Datum		values[] = {CStringGetTextDatum(name), CStringGetTextDatum(residency_self()->region)};
+		Oid			types[] = {TEXTOID, TEXTOID, INT4OID};
+		Datum		values[] = {CStringGetTextDatum(name), CStringGetTextDatum(residency_self()->region),
+		Int32GetDatum(RETRY_NOTES)};
 
 		if (residency_region_state(name) != RESIDENCY_UP)
 			continue;
-		residency_spi_as_owner("WITH c AS (UPDATE residency.conflict SET tried_at = pg_catalog.now() "
-							   "WHERE region OPERATOR(pg_catalog.=) $1 AND home OPERATOR(pg_catalog.=) $2 "
-							   "AND kind OPERATOR(pg_catalog.<>) 'key' AND tried_at OPERATOR(pg_catalog.<) "
-							   "(pg_catalog.now() OPERATOR(pg_catalog.-) '" CONFLICT_RETRY "'::pg_catalog.interval) "
-							   "RETURNING region, relation, key, noticed_at) "
-							   "INSERT INTO residency.backlog (region, relation, key, refused_at) "
-							   "SELECT region, relation, key, pg_catalog.min(noticed_at) FROM c "
-							   "GROUP BY region, relation, key ON CONFLICT DO NOTHING",
-							   lengthof(types), types, values, false);
+		residency_spi_as_owner(RETRY_SQL, lengthof(types), types, values, false);
+		*more |= SPI_processed >= RETRY_NOTES;
 	}
 	SPI_finish();
 	return true;
@@ -245,9 +258,7 @@ ship(void *arg)
 								 GUC_ACTION_LOCAL, true, 0, false);
 	PushActiveSnapshot(GetTransactionSnapshot());
 	MemoryContextSwitchTo(context);
-	work->result = residency_ship_batch(&work->order);
-	if (FullTransactionIdIsValid(GetTopFullTransactionIdIfAny()))
-		last_xid = U64FromFullTransactionId(GetTopFullTransactionIdIfAny());
+	residency_ship_batch(&work->order, &work->result);
 	PopActiveSnapshot();
 	CommitTransactionCommand();
 	if (work->result.done > 0)
@@ -269,21 +280,16 @@ residency_catch_up_ship(BatchWork *work, CatchUpRegion *region, int64 after, int
 	if (!residency_catch_up_try(region, ship, work, true, ms))
 	{
 		if (timed_out)
-			region->batch = Max(region->batch / 8, 1);
+			region->batch = Max((work->result.taken > 0 ? work->result.taken : region->batch) / 8, 1);
 		return false;
 	}
-	region->batch = Min(region->batch * 2, SHIP_NOTES);
+	/* twice as many must not be too many again */
+	if (TimestampDifferenceMilliseconds(start, GetCurrentTimestamp()) < ms / 4)
+		region->batch = Min(region->batch * 2, SHIP_NOTES);
 	if (work->result.taken > 0)
 		residency_progress_shipped(region->name, start, work->result.done - work->result.conflicts,
 								   work->result.full || work->result.taken > work->result.done);
 	return true;
-}
-
-/* xid of the latest batch; if there is none since the process started, of all before */
-uint64
-residency_catch_up_last_xid(void)
-{
-	return last_xid != 0 ? last_xid : U64FromFullTransactionId(ReadNextFullTransactionId());
 }
 
 /* what became of a turn */
@@ -293,6 +299,19 @@ typedef enum TurnResult
 	TURN_OVER,					/* the pass goes on in the next one */
 	TURN_LAST					/* all notes have been gone through */
 } TurnResult;
+
+/*
+ * A batch has failed.  If it was a single note that takes too long, the next one begins
+ * behind it: true.
+ */
+static bool
+pass_over(const BatchWork *work, int64 *after)
+{
+	if (!timed_out || work->order.limit > 1 || work->result.taken == 0)
+		return false;
+	*after = work->result.last;
+	return true;
+}
 
 /* goes on with the pass through the notes about a region */
 static TurnResult
@@ -305,7 +324,12 @@ take_turn(CatchUpRegion *region)
 		BatchWork	work = {0};
 
 		if (!residency_catch_up_ship(&work, region, pass->after, BATCH_TIMEOUT))
+		{
+			/* as good as refused: it is no reason to make the region "up" */
+			if (pass_over(&work, &pass->after))
+				pass->later++;
 			return TURN_FAILED;
+		}
 		pass->taken += work.result.taken;
 		pass->done += work.result.done;
 		pass->later += work.result.later;
@@ -320,18 +344,24 @@ take_turn(CatchUpRegion *region)
 
 /*
  * What has been refused for too long goes to residency.conflict now, unless it is taken after
- * all.  False if the region failed.
+ * all; one batch of it in a turn.
  */
-static bool
-give_up_overdue(CatchUpRegion *region, PassState *pass)
+static TurnResult
+give_up_overdue(CatchUpRegion *region)
 {
+	PassState  *pass = &region->pass;
 	BatchWork	work = {.order = {.overdue = true, .final = true}};
 
-	if (!residency_catch_up_ship(&work, region, 0, BATCH_TIMEOUT))
-		return false;
+	if (!residency_catch_up_ship(&work, region, pass->given_up, BATCH_TIMEOUT))
+	{
+		(void) pass_over(&work, &pass->given_up);
+		return TURN_FAILED;
+	}
 	pass->done += work.result.done;
 	pass->later = Max(pass->later - work.result.done, 0);
-	return true;
+	if (work.result.taken > 0)
+		pass->given_up = work.result.last;
+	return work.result.full ? TURN_OVER : TURN_LAST;
 }
 
 /* when the region is to be looked at again, after that many ms */
@@ -368,27 +398,64 @@ after_pass(CatchUpRegion *region, const PassState *pass)
 	return false;
 }
 
+/* begins to give up what is overdue in this pass, if anything is */
+static bool
+begin_giving_up(PassState *pass)
+{
+	if (pass->giving_up || pass->overdue == 0)
+		return false;
+	pass->giving_up = true;
+	pass->given_up = 0;
+	return true;
+}
+
+/*
+ * A turn has failed.  If it only took too long the pass goes on where it was, as what is in front
+ * would keep it from all others again and again; what is overdue there is given up first.
+ */
+static void
+after_failure(CatchUpRegion *region)
+{
+	if (timed_out)
+		(void) begin_giving_up(&region->pass);
+	else
+		memset(&region->pass, 0, sizeof(PassState));
+	/* the others get at least as much time as a region that hangs */
+	postpone(region, timed_out ? BATCH_TIMEOUT : FAILURE_PAUSE);
+}
+
 /* does for one region what can be done in a turn; true if more can be done at once */
 static bool
 serve(CatchUpRegion *region)
 {
-	TurnResult	turn = take_turn(region);
-	PassState	pass = region->pass;
+	PassState  *pass = &region->pass;
+	TurnResult	turn = pass->giving_up ? give_up_overdue(region) : take_turn(region);
+	PassState	ended;
 
-	if (turn == TURN_OVER)
-		return true;
-	memset(&region->pass, 0, sizeof(PassState));
-	if (turn == TURN_FAILED || (pass.overdue > 0 && !give_up_overdue(region, &pass)))
+	if (turn == TURN_FAILED)
 	{
-		/* the others get at least as much time as a region that hangs */
-		postpone(region, timed_out ? BATCH_TIMEOUT : FAILURE_PAUSE);
+		after_failure(region);
 		return false;
 	}
-	if (pass.later == 0 && pass.done < SHIP_NOTES && GetCurrentTimestamp() >= region->no_flip_before &&
+	if (turn == TURN_OVER)
+		return true;
+	pass->over |= !pass->giving_up;
+	if (begin_giving_up(pass))
+		return true;
+	if (!pass->over)
+	{
+		/* it was cut short */
+		pass->giving_up = false;
+		pass->overdue = 0;
+		return true;
+	}
+	ended = *pass;
+	memset(pass, 0, sizeof(PassState));
+	if (ended.later == 0 && ended.done < SHIP_NOTES && GetCurrentTimestamp() >= region->no_flip_before &&
 		residency_region_state(region->name) == RESIDENCY_CATCHING_UP && residency_catch_up_flip(region))
-		pass.taken = 0;
-	if (pass.taken > 0)
-		return after_pass(region, &pass);
+		ended.taken = 0;
+	if (ended.taken > 0)
+		return after_pass(region, &ended);
 	/* no note is left; that it is not up yet is found by the next look */
 	region->behind = false;
 	region->refused = 0;
@@ -450,8 +517,10 @@ residency_catch_up_main(void)
 		/* on its own: what goes wrong here must keep nobody from what was noted */
 		if (now >= retry_at)
 		{
-			(void) residency_catch_up_try(NULL, retry_conflicts, NULL, false, BATCH_TIMEOUT);
-			retry_at = TimestampTzPlusMilliseconds(now, LOOK_INTERVAL);
+			bool		more = false;
+
+			(void) residency_catch_up_try(NULL, retry_conflicts, &more, false, BATCH_TIMEOUT);
+			retry_at = TimestampTzPlusMilliseconds(now, more ? RETRY_PAUSE : LOOK_INTERVAL);
 		}
 		pause = serve_all();
 	}

@@ -18,10 +18,12 @@
 #include "residency.h"
 
 #include "access/table.h"
+#include "access/tableam.h"
 #include "catalog/namespace.h"
 #include "catalog/pg_authid.h"
 #include "catalog/pg_type.h"
 #include "executor/spi.h"
+#include "executor/tuptable.h"
 #include "miscadmin.h"
 #include "storage/bufmgr.h"
 #include "utils/builtins.h"
@@ -48,8 +50,9 @@ conflict_table(void)
 }
 
 /*
- * False if no conflict has been stored since the table was emptied: the cheap test before
- * a key is looked up.
+ * False if there is no conflict, nor is one being stored or decided: the cheap test, once for
+ * each batch, before keys are looked up one by one.  Blocks alone do not tell, as entries that
+ * are gone leave theirs behind.
  */
 bool
 residency_conflicts_exist(void)
@@ -62,6 +65,19 @@ residency_conflicts_exist(void)
 		return false;
 	rel = table_open(relid, AccessShareLock);
 	exist = RelationGetNumberOfBlocks(rel) > 0;
+	if (exist)
+	{
+		SnapshotData dirty;
+		TableScanDesc scan;
+		TupleTableSlot *slot = table_slot_create(rel, NULL);
+
+		/* also sees what is not committed yet */
+		InitDirtySnapshot(dirty);
+		scan = table_beginscan(rel, &dirty, 0, NULL);
+		exist = table_scan_getnextslot(scan, ForwardScanDirection, slot);
+		table_endscan(scan);
+		ExecDropSingleTupleTableSlot(slot);
+	}
 	table_close(rel, AccessShareLock);
 	return exist;
 }

@@ -416,7 +416,7 @@ send_chunk(Sender *sender, bool last)
 	NoteReader *most = NULL;
 	uint64		rows = 0;
 	ListCell   *lc;
-	List	   *excluded = residency_not_sent_to(sender->left_out, sender->homes, sender->table);
+	List	   *excluded = residency_not_sent_to(sender->left_out, sender->homes, sender->table, last);
 
 	foreach(lc, sender->readers)
 	{
@@ -569,7 +569,10 @@ transaction_ended(XactEvent event, void *arg)
 {
 	if (event == XACT_EVENT_COMMIT || event == XACT_EVENT_ABORT ||
 		event == XACT_EVENT_PREPARE)
+	{
 		batch_open = false;
+		residency_batch_ended();
+	}
 }
 
 /* Called once per backend. */

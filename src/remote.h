@@ -39,6 +39,7 @@ typedef struct RemoteRequest RemoteRequest;
 #define REMOTE_RESIDENT	0x10	/* writes a resident table: its home constraint is checked
 								 * when the top-level statement ends */
 #define REMOTE_LOCKS	0x20	/* locks rows there: losing the region ends the transaction */
+#define REMOTE_SHIPS	0x40	/* a batch of catch-up: told by its part's gid */
 
 /*
  * The backend's entry for the region behind a foreign server of our wrapper.

@@ -119,6 +119,7 @@ struct RemoteRegion
 	bool		ending;			/* COMMIT or PREPARE is on its way */
 	bool		wrote;			/* takes part in the commit */
 	bool		locked;			/* holds locks of rows that the transaction relies on */
+	bool		ships;			/* has got a batch of catch-up */
 	bool		resident;		/* wrote a resident table since the home constraint was checked */
 	bool		immediate;		/* the home constraint is set IMMEDIATE there */
 	int			rollback_to;	/* savepoint whose rollback waits for a cancel request, 0 none */

@@ -435,6 +435,8 @@ residency_remote_send_about(const RemoteSubject *about, RemoteRegion *region, Oi
 		region->wrote = true;
 	if (flags & REMOTE_LOCKS)
 		region->locked = true;
+	if (flags & REMOTE_SHIPS)
+		region->ships = true;
 	if (flags & REMOTE_RESIDENT)
 		region->resident = true;
 	req = residency_pipeline_make(region, REMOTE_KIND_STATEMENT, sql, nparams, values, flags, expect);
@@ -480,7 +482,7 @@ residency_transaction_reset(RemoteRegion *region)
 {
 	region->level = 0;
 	region->rollback_to = 0;
-	region->wrote = region->locked = region->resident = region->immediate = false;
+	region->wrote = region->locked = region->ships = region->resident = region->immediate = false;
 	region->ending = false;
 	residency_error_clear(region);
 }

@@ -222,6 +222,12 @@ is($r->all_equal('SELECT count(*) FROM app.node', 'all copies are equal'), 0, 'a
 is(conflicts('usa') . conflicts('aus') . conflicts('gbr'), '', 'and no conflict is left');
 all_up();
 
+# --- what a writer pays ---------------------------------------------------------------------------------------
+# entries that are gone, but whose place in the file is not, make nobody look up each key
+is(join(' ', map { $r->psql($_, 'SELECT (SELECT count(*) FROM residency.conflict) || $$ $$ || (pg_relation_size($$residency.conflict$$) > 0)') } $r->regions), '0 true 0 true 0 true', 'there were conflicts, and are none');
+is($r->psql('usa', q{BEGIN; INSERT INTO app.item SELECT n, 'usa', 'many' FROM generate_series(1001, 1500) n;
+	SELECT sum(seq_scan + coalesce(idx_scan, 0)) < 10 FROM pg_stat_xact_all_tables WHERE schemaname = 'residency' AND relname = 'conflict'; ROLLBACK}), 't', 'after the last conflict is decided no key is looked up');
+
 $r->psql('usa', 'CREATE ROLE plain');
 $r->fails('usa', q{SET ROLE plain; SELECT * FROM residency.conflicts}, '42501', qr/denied/, 'conflicts are for superusers');
 $r->fails('usa', q{SET ROLE plain; SELECT residency.resolve_conflict('app.item', '{1}')}, '42501', qr/denied/, 'and so are decisions');
