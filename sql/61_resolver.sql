@@ -67,7 +67,10 @@ AS $$
 								WHERE t.incarnation = i.incarnation AND t.xid = i.xid AND g.gid = ANY (t.gids))
 				   THEN 'committed'
 				   ELSE (SELECT CASE WHEN d.proposed THEN 'proposed: ' ELSE 'operator: ' END || CASE WHEN d.commit THEN 'commit' ELSE 'roll back' END
-						 FROM residency.decision d WHERE d.transaction = residency.transaction_key(g.gid)) END) o (outcome)
+						 FROM residency.decision d WHERE d.transaction = residency.transaction_key(g.gid)
+							-- what somebody was about to decide about a part that is gone concerns nobody
+							AND (NOT d.proposed OR EXISTS (SELECT FROM pg_prepared_xacts p
+														   WHERE p.database = current_database() AND residency.transaction_key(p.gid) = d.transaction))) END) o (outcome)
 	WHERE o.outcome IS NOT NULL
 		  AND EXISTS (SELECT FROM residency.region r WHERE r.role = session_user)
 $$;

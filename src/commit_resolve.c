@@ -400,9 +400,10 @@ residency_resolve_round(ResolveFilter wanted, int timeout_ms, bool *more)
 	candidates = residency_resolve_candidates(&round);
 	residency_resolve_prepared(&round);
 	deleted = forget_finished(&round, candidates);
+	residency_resolve_joining(&round, wanted);
+	/* the last thing: a round that throws has deleted nothing */
 	if (more != NULL)
 		*more = deleted && list_length(candidates) >= RESOLVE_ROWS;
-	residency_resolve_joining(&round, wanted);
 	return round.results;
 }
 

@@ -113,6 +113,9 @@ hold(bool interruptible)
 	while (access(RESIDENCY_FAULT_RELEASE, F_OK) != 0)
 	{
 		pg_usleep(5000L);
+		/* with a lock in shared memory the others could not leave either, and nobody is there to end them */
+		if (!PostmasterIsAlive() && InterruptHoldoffCount > 0)
+			return;
 		if (!PostmasterIsAlive())
 			_exit(1);
 		if (interruptible)

@@ -64,6 +64,9 @@ PG_FUNCTION_INFO_V1(residency_withholds);
 #define BACKLOG_LOCK	0x72736479
 #define BATCH_LOCK		0x7273647a
 
+/* their class; that of SQL's functions is 1 or 2, so no user can take one of them */
+#define LOCK_CLASS		3
+
 /* char *, in TopTransactionContext: regions left out that have got a piece of the batch that is
  * being sent, as homes of rows in it */
 static List *batch_regions = NIL;
@@ -74,7 +77,7 @@ lock_tag(LOCKTAG *tag, const char *region)
 {
 	uint32		hash = hash_bytes((const unsigned char *) region, strlen(region));
 
-	SET_LOCKTAG_ADVISORY(*tag, MyDatabaseId, BACKLOG_LOCK, hash, 2);
+	SET_LOCKTAG_ADVISORY(*tag, MyDatabaseId, BACKLOG_LOCK, hash, LOCK_CLASS);
 }
 
 /* bounds lock waits to that many ms; returns the GUC nest level to be ended */
@@ -394,7 +397,7 @@ residency_backlog_claim_batch(const char *shipper)
 {
 	LOCKTAG		tag;
 
-	SET_LOCKTAG_ADVISORY(tag, MyDatabaseId, BATCH_LOCK, hash_bytes((const unsigned char *) shipper, strlen(shipper)), 2);
+	SET_LOCKTAG_ADVISORY(tag, MyDatabaseId, BATCH_LOCK, hash_bytes((const unsigned char *) shipper, strlen(shipper)), LOCK_CLASS);
 	return LockAcquire(&tag, ExclusiveLock, false, true) != LOCKACQUIRE_NOT_AVAIL;
 }
 

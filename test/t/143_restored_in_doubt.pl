@@ -56,6 +56,7 @@ ok($r->poll('gbr', 'SELECT count(*) = 0 FROM pg_prepared_xacts'), 'their origins
 is($r->psql('gbr', 'SELECT string_agg(id::text, chr(32)) FROM gbr.details'), '20', 'the one that is still known is committed');
 $r->psql('usa', q{SELECT residency.refill('gbr')});
 is($r->all_equal('SELECT string_agg(id::text, chr(32) ORDER BY id) FROM app.identity'), '10 11 20 21', 'copies are equal');
+$r->conf("gbr", "residency.workers = on\n");
 ok($r->poll($_, 'SELECT count(*) = 0 FROM residency.transaction'), "nothing is left in $_") foreach $r->regions;
 
 done_testing();

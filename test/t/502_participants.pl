@@ -128,6 +128,18 @@ up();
 soon_clean('usa is back');
 is(outcome('usa', 'gbr', 'aus'), '0 0 0 0 0', 'rolled back everywhere');
 
+# --- what was nearly decided about a part that is gone ---------------------------------------------------
+die_at('prepared', 'usa>gbr', 'usa>aus');
+($at_gbr, $at_aus) = (gid('gbr'), gid('aus'));
+$r->psql('aus', "BEGIN; SELECT residency.decide('$at_aus', true); ROLLBACK");
+$r->fails('gbr', "SELECT residency.decide('$at_gbr', false)", '55000', qr/is being decided otherwise in region "aus"/, 'what is nearly decided counts while its part is there');
+$r->psql('aus', "ROLLBACK PREPARED '$at_aus'");
+is($r->psql('gbr', "SELECT residency.decide('$at_gbr', false)"), '', 'and not any more when it is gone');
+soon_clean('decided at gbr', 'gbr', 'aus');
+up();
+soon_clean('usa is back');
+is(outcome('usa', 'gbr', 'aus'), '0 0 0 0 0', 'rolled back everywhere');
+
 # --- a word against a part that is committed, or against an origin that answers ------------------------
 $r->conf('gbr', "residency.workers = off\n");
 ok($r->poll('gbr', q{SELECT count(*) = 0 FROM pg_stat_activity WHERE backend_type = 'residency resolver'}), 'gbr has no resolver now');
