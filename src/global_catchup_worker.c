@@ -24,10 +24,10 @@
  *
  * A row that breaks a constraint is left for the next pass, as another row may cure it.
  * When that has gone on for CONFLICT_PATIENCE, whatever else is shipped, it goes to
- * residency.conflict; from there it is tried again every CONFLICT_RETRY.
+ * residency.conflict; from there it is tried again every residency.conflict_retry.
  *
  * One region holds up the others for one turn at most: a batch that is not over after
- * BATCH_TIMEOUT is given up, and the next ones are smaller, down to a single note, which is
+ * residency.ship_timeout is given up, and the next ones are smaller, down to a single note, which is
  * passed over.  The pass goes on where it was, so it comes to an end all the same.  Writers
  * that leave a region out wait for us only while we ask for its lock and hold it: that is
  * bounded (global_catchup_flip.c).  What this process remembers of a region has a
@@ -60,9 +60,8 @@
 #define LOOK_INTERVAL		1000
 #define FAILURE_PAUSE		2000
 #define REFUSED_PAUSE		750
-#define CONFLICT_RETRY		"30 seconds"
 
-/* of these, how many at a time; and ms until the next ones, if there are as many */
+/* of what is in residency.conflicts, how many are tried again at a time; and ms until the next ones, if there are as many */
 #define RETRY_NOTES			1000
 #define RETRY_PAUSE			5000
 
@@ -70,7 +69,7 @@
 	"WITH o AS (SELECT relation, key, region, kind FROM residency.conflict " \
 	"WHERE region OPERATOR(pg_catalog.=) $1 AND home OPERATOR(pg_catalog.=) $2 " \
 	"AND kind OPERATOR(pg_catalog.<>) 'key' AND tried_at OPERATOR(pg_catalog.<) " \
-	"(pg_catalog.now() OPERATOR(pg_catalog.-) '" CONFLICT_RETRY "'::pg_catalog.interval) ORDER BY tried_at LIMIT $3), " \
+	"(pg_catalog.now() OPERATOR(pg_catalog.-) pg_catalog.make_interval(secs => $4)) ORDER BY tried_at LIMIT $3), " \
 	"c AS (UPDATE residency.conflict AS t SET tried_at = pg_catalog.now() FROM o " \
 	"WHERE t.relation OPERATOR(pg_catalog.=) o.relation AND t.key OPERATOR(pg_catalog.=) o.key " \
 	"AND t.region OPERATOR(pg_catalog.=) o.region AND t.kind OPERATOR(pg_catalog.=) o.kind " \
@@ -87,9 +86,8 @@
 /* until a constraint counts as broken, in ms */
 #define CONFLICT_PATIENCE	3000
 
-/* batches for one region before the next one gets its turn; how long each may take, in ms */
+/* batches for one region before the next one gets its turn */
 #define TURN_BATCHES		2
-#define BATCH_TIMEOUT		10000
 
 static CatchUpRegion regions[RESIDENCY_MAX_REGIONS];
 static int	nregions = 0;
@@ -132,9 +130,9 @@ retry_conflicts(void *arg)
 	foreach(lc, residency_other_servers())
 	{
 		char	   *name = residency_server_region(lfirst_oid(lc));
-		Oid			types[] = {TEXTOID, TEXTOID, INT4OID};
+		Oid			types[] = {TEXTOID, TEXTOID, INT4OID, FLOAT8OID};
 		Datum		values[] = {CStringGetTextDatum(name), CStringGetTextDatum(residency_self()->region),
-		Int32GetDatum(RETRY_NOTES)};
+		Int32GetDatum(RETRY_NOTES), Float8GetDatum(residency_conflict_retry / 1000.0)};
 
 		if (residency_region_state(name) != RESIDENCY_UP)
 			continue;
@@ -323,7 +321,7 @@ take_turn(CatchUpRegion *region)
 	{
 		BatchWork	work = {0};
 
-		if (!residency_catch_up_ship(&work, region, pass->after, BATCH_TIMEOUT))
+		if (!residency_catch_up_ship(&work, region, pass->after, residency_ship_timeout))
 		{
 			/* as good as refused: it is no reason to make the region "up" */
 			if (pass_over(&work, &pass->after))
@@ -352,7 +350,7 @@ give_up_overdue(CatchUpRegion *region)
 	PassState  *pass = &region->pass;
 	BatchWork	work = {.order = {.overdue = true, .final = true}};
 
-	if (!residency_catch_up_ship(&work, region, pass->given_up, BATCH_TIMEOUT))
+	if (!residency_catch_up_ship(&work, region, pass->given_up, residency_ship_timeout))
 	{
 		(void) pass_over(&work, &pass->given_up);
 		return TURN_FAILED;
@@ -421,7 +419,7 @@ after_failure(CatchUpRegion *region)
 	else
 		memset(&region->pass, 0, sizeof(PassState));
 	/* the others get at least as much time as a region that hangs */
-	postpone(region, timed_out ? BATCH_TIMEOUT : FAILURE_PAUSE);
+	postpone(region, timed_out ? residency_ship_timeout : FAILURE_PAUSE);
 }
 
 /* does for one region what can be done in a turn; true if more can be done at once */
@@ -512,14 +510,14 @@ residency_catch_up_main(void)
 		TimestampTz now = GetCurrentTimestamp();
 
 		pause = LOOK_INTERVAL;
-		if (!residency_catch_up_try(NULL, look, NULL, false, BATCH_TIMEOUT))
+		if (!residency_catch_up_try(NULL, look, NULL, false, residency_ship_timeout))
 			continue;
 		/* on its own: what goes wrong here must keep nobody from what was noted */
 		if (now >= retry_at)
 		{
 			bool		more = false;
 
-			(void) residency_catch_up_try(NULL, retry_conflicts, &more, false, BATCH_TIMEOUT);
+			(void) residency_catch_up_try(NULL, retry_conflicts, &more, false, residency_ship_timeout);
 			retry_at = TimestampTzPlusMilliseconds(now, more ? RETRY_PAUSE : LOOK_INTERVAL);
 		}
 		pause = serve_all();

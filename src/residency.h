@@ -33,6 +33,7 @@
 extern int	residency_away_after;	/* ms */
 extern int	residency_commit_wait;	/* ResidencyCommitWait */
 extern int	residency_commit_timeout;	/* ms */
+extern int	residency_conflict_retry;	/* ms */
 extern int	residency_connect_timeout;	/* ms */
 extern int	residency_doubt_timeout;	/* ms */
 extern bool residency_enable_lookup;
@@ -42,6 +43,7 @@ extern int	residency_home_wait;	/* ms */
 extern int	residency_lock_timeout; /* ms */
 extern int	residency_on_away;	/* ResidencyOnAway */
 extern int	residency_resolve_interval; /* ms */
+extern int	residency_ship_timeout; /* ms */
 extern bool residency_workers;
 
 typedef enum ResidencyCommitWait

@@ -17,6 +17,7 @@
 int			residency_away_after = 5000;
 int			residency_commit_timeout = 5000;
 int			residency_commit_wait = RESIDENCY_COMMIT_APPLIED;
+int			residency_conflict_retry = 30000;
 int			residency_connect_timeout = 10000;
 int			residency_doubt_timeout = 5000;
 bool		residency_enable_lookup = true;
@@ -26,6 +27,7 @@ int			residency_home_wait = 50;
 int			residency_lock_timeout = 5000;
 int			residency_on_away = RESIDENCY_ON_AWAY_ERROR;
 int			residency_resolve_interval = 10000;
+int			residency_ship_timeout = 10000;
 bool		residency_workers = true;
 
 static const struct config_enum_entry commit_wait_options[] = {
@@ -119,6 +121,18 @@ residency_define_settings(void)
 							"It looks earlier when it knows of something to finish.",
 							&residency_resolve_interval,
 							10000, 100, INT_MAX, PGC_SIGHUP, GUC_UNIT_MS,
+							NULL, NULL, NULL);
+	DefineCustomIntVariable("residency.conflict_retry",
+							"Time until a row that a region could not take is shipped to it again.",
+							"These rows are in residency.conflicts.",
+							&residency_conflict_retry,
+							30000, 1000, INT_MAX, PGC_SIGHUP, GUC_UNIT_MS,
+							NULL, NULL, NULL);
+	DefineCustomIntVariable("residency.ship_timeout",
+							"Longest time that a batch of rows may take that are shipped to a region that was away.",
+							"It is given up then, and a smaller one is tried.",
+							&residency_ship_timeout,
+							10000, 1000, INT_MAX, PGC_SIGHUP, GUC_UNIT_MS,
 							NULL, NULL, NULL);
 	DefineCustomBoolVariable("residency.workers",
 							 "Whether the extension's background workers run.",

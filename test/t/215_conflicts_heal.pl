@@ -10,7 +10,7 @@ use Time::HiRes qw(time sleep);
 
 use Regions;
 
-my $r = Regions->new(relay => 1, delay => 2, conf => "residency.workers = on\nresidency.away_after = '1s'\n");
+my $r = Regions->new(relay => 1, delay => 2, conf => "residency.workers = on\nresidency.away_after = '1s'\nresidency.conflict_retry = '8s'\n");
 $r->psql('usa', q{SELECT residency.run_everywhere($$
 	CREATE SCHEMA app;
 	CREATE TABLE app.item (id int PRIMARY KEY, region text NOT NULL, note text);
@@ -62,10 +62,10 @@ ok(all_are('up', 20), 'and all are up again');
 is(conflicts(), '2, 1, 3', 'the conflicts are still there');
 
 # --- tried again, in vain ------------------------------------------------------------------------
-sleep(36);
+sleep(13);
 is(conflicts(), '2, 1, 3', 'and they stay while nothing changes');
 is($r->psql('usa', q{SELECT min(since) FROM residency.conflicts}), $since, 'with the time when they came up');
-cmp_ok($r->psql('usa', q{SELECT extract(epoch FROM min(tried_at) - min(noticed_at)) FROM residency.conflict}), '>', 25, 'though they were tried again');
+cmp_ok($r->psql('usa', q{SELECT extract(epoch FROM min(tried_at) - min(noticed_at)) FROM residency.conflict}), '>', 6, 'though they were tried again');
 ok(until_true(15, sub { !grep { $r->psql($_, 'SELECT count(*) FROM residency.backlog') } $r->regions }), 'with no note left');
 ok(all_are('up', 5), 'and all up');
 unlike(slurp_file($r->node($_)->logfile), qr/operator does not exist/, "$_: the worker knows how to try again") foreach $r->regions;
@@ -73,7 +73,7 @@ unlike(slurp_file($r->node($_)->logfile), qr/operator does not exist/, "$_: the 
 # --- what was in the way is gone ---------------------------------------------------------------------
 $r->psql('aus', q{UPDATE app.mail SET address = 'y' WHERE id = 2});
 my $start = time;
-ok(until_true(35, sub { conflicts() eq '0, 0, 0' }), 'when the cause is gone, the conflicts are within 35 s');
+ok(until_true(13, sub { conflicts() eq '0, 0, 0' }), 'when the cause is gone, the conflicts are within 13 s');
 note(sprintf('after %.1f s', time - $start));
 ok(until_true(5, sub { $r->disagreement(q{SELECT string_agg(id || address, ' ' ORDER BY id) FROM app.mail}) eq '' }), 'all copies are equal');
 is($r->psql('gbr', q{SELECT string_agg(id || address, ' ' ORDER BY id) FROM app.mail}), '1x 2y', 'with all rows');
@@ -89,7 +89,7 @@ $r->psql('aus', q{DELETE FROM app.mail WHERE id = 6});
 $r->psql('usa', q{UPDATE app.mail SET region = 'gbr' WHERE id = 5});
 is($r->psql('aus', q{SELECT region FROM app.mail WHERE id = 5}), 'gbr', 'one is no more, the other one is there by way of a move');
 isnt($r->psql('aus', q{SELECT count(*) FROM residency.conflicts WHERE key = '{5}' AND home = 'usa'}), 0, 'while it is still told to be missing');
-ok(until_true(50, sub { conflicts() eq '0, 0, 0' }), 'until its old home would try again') or diag conflicts();
+ok(until_true(28, sub { conflicts() eq '0, 0, 0' }), 'until its old home would try again') or diag conflicts();
 
 # --- when the worker cannot look ------------------------------------------------------------------------
 $r->psql('usa', 'ALTER TABLE residency.backlog RENAME TO backlog_elsewhere');

@@ -11,7 +11,7 @@ use Time::HiRes qw(time);
 
 use CatchUp;
 
-my $c = CatchUp->new(regions => [qw(usa aus)], delay => 40);
+my $c = CatchUp->new(regions => [qw(usa aus)], delay => 40, conf => "residency.conflict_retry = '8s'\n");
 my $r = $c->r;
 
 # --- a region comes back ------------------------------------------------------------------------

@@ -12,7 +12,7 @@ use Time::HiRes qw(time sleep);
 use CatchUp;
 
 # without senders of WAL nobody would wait for a synchronous standby
-my $c = CatchUp->new(conf => "wal_level = replica\nmax_wal_senders = 2\n", tables => join(' ', map { "CREATE TABLE app.$_ (id int PRIMARY KEY, region text NOT NULL, note text);" } qw(picky gone odd busy)));
+my $c = CatchUp->new(conf => "residency.conflict_retry = 8s\nresidency.ship_timeout = 4s\nwal_level = replica\nmax_wal_senders = 2\n", tables => join(' ', map { "CREATE TABLE app.$_ (id int PRIMARY KEY, region text NOT NULL, note text);" } qw(picky gone odd busy)));
 my $r = $c->r;
 
 sub conflicts

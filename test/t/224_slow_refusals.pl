@@ -10,11 +10,11 @@ use Time::HiRes qw(time);
 
 use CatchUp;
 
-my $c = CatchUp->new(regions => [qw(usa aus)]);
+my $c = CatchUp->new(regions => [qw(usa aus)], conf => "residency.conflict_retry = '8s'\nresidency.ship_timeout = '2s'\n");
 my $r = $c->r;
 
 $c->cut('usa', 'aus');
-$r->psql('aus', q{CREATE FUNCTION app.refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(0.4); RAISE 'no' USING ERRCODE = 'ZZ123'; END $$});
+$r->psql('aus', q{CREATE FUNCTION app.refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(0.1); RAISE 'no' USING ERRCODE = 'ZZ123'; END $$});
 $r->psql('aus', q{CREATE TRIGGER refuse BEFORE INSERT ON app.item FOR EACH ROW EXECUTE FUNCTION app.refuse(); ALTER TABLE app.item ENABLE ALWAYS TRIGGER refuse});
 $r->psql('usa', q{INSERT INTO app.item SELECT n, 'usa', 'refused' FROM generate_series(1, 60) n});
 $r->psql('usa', q{INSERT INTO app.mail VALUES (1, 'usa', 'last', '')});
