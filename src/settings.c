@@ -67,6 +67,12 @@ residency_define_settings(void)
 							 RESIDENCY_COMMIT_APPLIED, commit_wait_options,
 							 PGC_USERSET, 0,
 							 NULL, NULL, NULL);
+	DefineCustomIntVariable("residency.conflict_retry",
+							"Time until a row that a region could not take is shipped to it again.",
+							"These rows are in residency.conflicts.",
+							&residency_conflict_retry,
+							30000, 1000, INT_MAX, PGC_SIGHUP, GUC_UNIT_MS,
+							NULL, NULL, NULL);
 	DefineCustomIntVariable("residency.connect_timeout",
 							"Longest time to connect to another region.",
 							NULL,
@@ -121,12 +127,6 @@ residency_define_settings(void)
 							"It looks earlier when it knows of something to finish.",
 							&residency_resolve_interval,
 							10000, 100, INT_MAX, PGC_SIGHUP, GUC_UNIT_MS,
-							NULL, NULL, NULL);
-	DefineCustomIntVariable("residency.conflict_retry",
-							"Time until a row that a region could not take is shipped to it again.",
-							"These rows are in residency.conflicts.",
-							&residency_conflict_retry,
-							30000, 1000, INT_MAX, PGC_SIGHUP, GUC_UNIT_MS,
 							NULL, NULL, NULL);
 	DefineCustomIntVariable("residency.ship_timeout",
 							"Longest time that a batch of rows may take that are shipped to a region that was away.",

@@ -12,7 +12,7 @@ use Test::More;
 
 use Regions;
 
-my $r = Regions->new(relay => 1, delay => 2, conf => "residency.workers = on\nresidency.away_after = '3s'\nresidency.conflict_retry = '5s'\n");
+my $r = Regions->new(relay => 1, delay => 2, conf => "residency.workers = on\nresidency.away_after = '3s'\n");
 $r->psql('usa', q{SELECT residency.run_everywhere($$
 	CREATE SCHEMA app;
 	CREATE TABLE app.item (id text PRIMARY KEY, region text NOT NULL, note text);
