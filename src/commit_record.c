@@ -52,11 +52,13 @@ PG_FUNCTION_INFO_V1(residency_forget);
 /*
  * Runs one statement of the extension's own with the owner's rights; returns the SPI
  * code.  SPI must be connected; the result is in SPI_tuptable.  Works in a read-only
- * transaction only if read_only.
+ * transaction only if read_only.  The current memory context stays, where SPI would leave its own,
+ * which ends with SPI_finish.
  */
 int
 residency_spi_as_owner(const char *sql, int nargs, Oid *types, Datum *values, bool read_only)
 {
+	MemoryContext memory = CurrentMemoryContext;
 	Oid			user;
 	int			context;
 	int			code;
@@ -65,6 +67,7 @@ residency_spi_as_owner(const char *sql, int nargs, Oid *types, Datum *values, bo
 	SetUserIdAndSecContext(BOOTSTRAP_SUPERUSERID, context | SECURITY_LOCAL_USERID_CHANGE |
 						   SECURITY_NOFORCE_RLS);
 	code = SPI_execute_with_args(sql, nargs, types, values, NULL, read_only, 0);
+	MemoryContextSwitchTo(memory);
 	SetUserIdAndSecContext(user, context);
 	if (code < 0)
 		elog(ERROR, "SPI failed with code %d", code);
