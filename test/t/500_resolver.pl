@@ -109,7 +109,9 @@ soon_clean('after set-up');
 	sleep(6);
 	is($r->prepared('aus'), 0, 'aus is finished meanwhile');
 	$r->relay->back('usa>gbr');
+	# gbr may have heard of it from aus
 	soon_clean('a region was away');
+	ok($r->poll('usa', q{SELECT count(*) = 0 FROM residency.regions WHERE state <> 'up'}), 'and up again');
 	is(outcome(), '2 2 2 1 1', 'committed everywhere');
 	is(logged('usa', qr/resolver: region "gbr" does not answer/), 1, 'a region that is away is logged once');
 	is(logged('usa', qr/resolver: region "gbr" answers again/), 1, 'and once that it is back');
