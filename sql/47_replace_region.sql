@@ -78,7 +78,7 @@ BEGIN
 		ELSIF a.answer[1] = 'unknown' AND residency.address(a.answer[2]::text[]) <> address THEN
 			PERFORM residency.refuse(errcode => '55000',
 				message => format('region "%s" cannot tell whether region "%s" is lost', a.name, region),
-				detail => format('A server at its address, %s, does not let it log in.', residency.connection_string(residency.address(a.answer[2]::text[]))),
+				detail => format('It cannot ask the server at %s: its login is refused, or the extension there is another version.', residency.connection_string(residency.address(a.answer[2]::text[]))),
 				hint => format('If it is that region, stop it, or correct its pg_hba.conf and the user mapping for PUBLIC. If it is the new database, run ALTER SERVER %I OPTIONS (SET host ..., SET port ..., SET dbname ...) in region "%s" so that it has the same address as here.', region, a.name));
 		END IF;
 	END LOOP;

@@ -39,6 +39,9 @@ sub refused
 	return $r->fails('usa', $replace, '55000', $like, $name);
 }
 
+# SQL: sessions for administration that the region has here
+sub admins { my ($of) = @_; return "SELECT count(*) FROM pg_stat_activity WHERE usename <> 'residency_$of' AND pid = ANY (residency.sessions_of('$of'))"; }
+
 sub all_up
 {
 	my ($name) = @_;
@@ -81,7 +84,7 @@ my $lines = slurp_file($hba);
 unlink($hba);
 $gbr->append_conf('pg_hba.conf', "local all residency_usa,residency_aus reject\nhost all residency_usa,residency_aus all reject\n$lines");
 $gbr->reload;
-refused(qr/region "\w+" cannot tell whether region "gbr" is lost.*DETAIL.*does not let it log in.*HINT.*pg_hba.*ALTER SERVER gbr/s, 'a region that lets nobody in');
+refused(qr/region "\w+" cannot tell whether region "gbr" is lost.*DETAIL.*its login is refused.*HINT.*pg_hba.*ALTER SERVER gbr/s, 'a region that lets nobody in');
 unlink($hba);
 $gbr->append_conf('pg_hba.conf', $lines);
 $gbr->reload;
@@ -110,8 +113,18 @@ $r->psql($_, "ALTER SERVER gbr OPTIONS (SET host '$before{$_}{host}', SET port '
 close($silent);
 all_up('gbr is there after all');
 
-# it hangs in the middle of a change, with the lock of all changes in its hand
+# its sessions are looked for anew each time, also in one transaction
+my $ender = $r->session('usa');
+$ender->query_safe(q{BEGIN; SELECT residency.end_sessions('gbr')});
+my $late = $r->session('gbr', on_error_stop => 0);
 $r->psql('gbr', "CREATE USER MAPPING FOR CURRENT_USER SERVER $_ OPTIONS (user '$r->{user}')") foreach @living;
+$late->query_safe(q{BEGIN; SELECT FROM residency.ask('{usa}', 'SELECT 1')});
+is($r->psql('usa', admins('gbr')), 1, 'gbr has a session for administration in usa');
+$ender->query_safe(q{SELECT residency.end_sessions('gbr'); COMMIT});
+is($r->psql('usa', admins('gbr')), 0, '... which is ended, though it came between two calls');
+$_->quit foreach $ender, $late;
+
+# it hangs in the middle of a change, with the lock of all changes in its hand
 my $change = $r->session('gbr');
 $change->query_safe(q{SELECT residency.run_everywhere('CREATE TABLE app.other ()')});
 $change->query_safe(q{BEGIN; SELECT residency.run_everywhere('DROP TABLE app.other')});
@@ -148,8 +161,9 @@ all_up('replaced');
 eval { $idle->query('SELECT 1') };
 like($idle->{stderr}, qr/terminating connection|server closed/, 'an idle session was ended when the new database came');
 isnt($r->psql('usa', $incarnation), $old, 'it is another one');
-is($r->all_equal(q{SELECT count(*) FROM pg_catalog.pg_class WHERE oid = to_regclass('app.identity')}), 1, 'all answer');
-$r->psql($_, People::add(100 + length, 'gbr', $_)) foreach 'usa';
+my $n = 100;
+$r->psql($_, People::add(++$n, 'gbr', $_)) foreach $r->regions;
+is($r->all_equal(q{SELECT count(*) FROM app.details WHERE region = 'gbr'}), 3, 'it is a home for all');
 
 # options that nobody has named stay
 my %usa = split / /, $r->psql('usa', $options);
@@ -188,11 +202,10 @@ $r->conf('usa', "residency.away_after = 2s\n");
 $change = $r->session('aus');
 $r->psql('aus', "CREATE USER MAPPING FOR CURRENT_USER SERVER usa OPTIONS (user '$r->{user}')");
 $change->query_safe(q{BEGIN; SELECT 1 FROM residency.ask('{usa}', 'SELECT 1')});
-my $admins = q{SELECT count(*) FROM pg_stat_activity WHERE usename <> 'residency_aus' AND pid = ANY (residency.sessions_of('aus'))};
-is($r->psql('usa', $admins), 1, 'aus has a session for administration in usa');
+is($r->psql('usa', admins('aus')), 1, 'aus has a session for administration in usa');
 @processes = processes($r->node('aus'));
 kill 'STOP', @processes;
-ok($r->poll('usa', "SELECT ($admins) = 0"), '... which is ended when aus falls silent');
+ok($r->poll('usa', 'SELECT (' . admins('aus') . ') = 0'), '... which is ended when aus falls silent');
 kill 'CONT', @processes;
 eval { $change->quit };
 
