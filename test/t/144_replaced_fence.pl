@@ -23,6 +23,10 @@ my $gbr = $r->node('gbr');
 my $incarnation = q{SELECT incarnation FROM residency.region WHERE name = 'gbr'};
 my $options = q{SELECT array_to_string(residency.way_to('gbr'), ' ')};
 my @living = qw(usa aus);
+my @processes;    # that are stopped
+
+# whatever fails, they can be ended
+END { kill 'CONT', grep { Regions::alive($_) } @processes; }
 
 sub processes
 {
@@ -131,7 +135,7 @@ $change->query_safe(q{BEGIN; SELECT residency.run_everywhere('DROP TABLE app.oth
 isnt($r->psql($_, q{SELECT residency.sessions_of('gbr')}), '{}', "gbr has sessions in $_") foreach @living;
 is($r->psql('usa', q{SELECT count(*) FROM pg_locks l JOIN pg_stat_activity a USING (pid) WHERE l.locktype = 'advisory' AND a.usename <> 'residency_gbr' AND l.pid = ANY (residency.sessions_of('gbr'))}),
 	1, '... one of an administrator, with the lock');
-my @processes = processes($gbr);
+@processes = processes($gbr);
 kill 'STOP', @processes;
 
 # what the others know of it
