@@ -186,9 +186,10 @@ $$;
 COMMENT ON FUNCTION residency.gateway_functions() IS 'functions of this extension that gateways may call';
 
 -- Step: this region learns of another one.  Makes the row, the schema, the server, and
--- the role by which that region logs in here; secrets come separately.
+-- the role by which that region logs in here; secrets come separately.  "replaced" are its
+-- incarnations that are not to be let in.
 CREATE FUNCTION residency.learn_region(name pg_catalog.name, number pg_catalog.int4,
-		incarnation pg_catalog.int8, role pg_catalog.name, options pg_catalog.text[])
+		incarnation pg_catalog.int8, role pg_catalog.name, options pg_catalog.text[], replaced pg_catalog.int8[])
 	RETURNS pg_catalog.void
 	LANGUAGE plpgsql VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE
 	SET search_path = pg_catalog, pg_temp
@@ -210,8 +211,8 @@ BEGIN
 			message => format('server "%s" belongs to the foreign data wrapper "%s"', learn_region.name, wrapper),
 			hint => 'Choose another name for the region, or rename that server.');
 	END IF;
-	INSERT INTO residency.region (name, number, incarnation, role)
-		VALUES (learn_region.name, learn_region.number, learn_region.incarnation, learn_region.role);
+	INSERT INTO residency.region (name, number, incarnation, role, replaced)
+		VALUES (learn_region.name, learn_region.number, learn_region.incarnation, learn_region.role, learn_region.replaced);
 	PERFORM residency.make_schema(learn_region.name);
 	EXECUTE format('CREATE ROLE %I LOGIN NOINHERIT', role);
 	EXECUTE format('GRANT CONNECT ON DATABASE %I TO %I', current_database(), role);
@@ -220,7 +221,7 @@ BEGIN
 	END LOOP;
 END
 $$;
-COMMENT ON FUNCTION residency.learn_region(pg_catalog.name, pg_catalog.int4, pg_catalog.int8, pg_catalog.name, pg_catalog.text[])
+COMMENT ON FUNCTION residency.learn_region(pg_catalog.name, pg_catalog.int4, pg_catalog.int8, pg_catalog.name, pg_catalog.text[], pg_catalog.int8[])
 	IS 'step of add_region: this region learns of another one';
 
 -- Step: this database becomes a region of an existing deployment.

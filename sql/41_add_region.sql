@@ -29,7 +29,20 @@ COMMENT ON FUNCTION residency.announce_attempt(pg_catalog.name, pg_catalog.text)
 	IS 'part of add_region: puts the call on record, whatever becomes of its transaction';
 REVOKE EXECUTE ON FUNCTION residency.announce_attempt(pg_catalog.name, pg_catalog.text) FROM PUBLIC;
 
--- Changes a server's options to these, whichever it had.
+-- Of a server's options those that say where the database is, in a fixed order.
+CREATE FUNCTION residency.address(options pg_catalog.text[]) RETURNS pg_catalog.text[]
+	LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
+	SET search_path = pg_catalog, pg_temp
+AS $$
+	SELECT coalesce(array_agg(u.x ORDER BY a.n, u.k), '{}')
+	FROM unnest(ARRAY['host', 'hostaddr', 'port', 'dbname']) WITH ORDINALITY a (keyword, n)
+	JOIN generate_series(1, cardinality(options), 2) i ON options[i] = a.keyword
+	CROSS JOIN LATERAL unnest(options[i : i + 1]) WITH ORDINALITY u (x, k)
+$$;
+COMMENT ON FUNCTION residency.address(pg_catalog.text[]) IS 'host, port and database out of options of a server';
+
+-- Changes a server's options to these.  The address is new as a whole; of the others it keeps those
+-- that are not given: nobody has said that a certificate need not be verified any more.
 CREATE FUNCTION residency.repoint_server(region pg_catalog.name, options pg_catalog.text[]) RETURNS pg_catalog.void
 	LANGUAGE plpgsql VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE
 	SET search_path = pg_catalog, pg_temp
@@ -40,7 +53,10 @@ DECLARE
 BEGIN
 	SELECT string_agg(c, ', ') INTO changes FROM (
 		SELECT format('DROP %I', o.option_name)
-		FROM pg_foreign_server s CROSS JOIN LATERAL pg_options_to_table(s.srvoptions) o WHERE s.srvname = region
+		FROM pg_foreign_server s CROSS JOIN LATERAL pg_options_to_table(s.srvoptions) o
+		WHERE s.srvname = region AND
+			  (o.option_name IN ('host', 'hostaddr', 'port', 'dbname') OR
+			   EXISTS (SELECT FROM generate_series(1, cardinality(options), 2) i WHERE options[i] = o.option_name))
 		UNION ALL
 		SELECT format('ADD %I %L', options[i], options[i + 1])
 		FROM generate_series(1, cardinality(options), 2) i) x (c);
@@ -94,7 +110,7 @@ BEGIN
 	END IF;
 	EXECUTE format('CREATE USER MAPPING FOR CURRENT_USER SERVER %I %s',
 				   region, residency.options_clause(options.mapping));
-	RETURN residency.connection_string(options.server || options.mapping);
+	RETURN residency.connection_string(residency.way_to(region) || options.mapping);
 END
 $$;
 COMMENT ON FUNCTION residency.prepare_server(pg_catalog.name, pg_catalog.text, pg_catalog.bool)
@@ -408,8 +424,8 @@ AS $$
 #variable_conflict use_variable
 BEGIN
 	PERFORM FROM residency.ask(ARRAY[newcomer],
-		'SELECT residency.learn_region($1::pg_catalog.name, $2::pg_catalog.int4, $3::pg_catalog.int8, $4::pg_catalog.name, $5::pg_catalog.text[])',
-		(SELECT ARRAY[r.name::text, r.number::text, r.incarnation::text, role_there::text, way::text]
+		'SELECT residency.learn_region($1::pg_catalog.name, $2::pg_catalog.int4, $3::pg_catalog.int8, $4::pg_catalog.name, $5::pg_catalog.text[], $6::pg_catalog.int8[])',
+		(SELECT ARRAY[r.name::text, r.number::text, r.incarnation::text, role_there::text, way::text, r.replaced::text]
 		 FROM residency.region r WHERE r.name = other),
 		deferred => true, joined => false);
 	PERFORM residency.share_secret(other, newcomer, role_there, newcomer);
@@ -489,8 +505,8 @@ BEGIN
 			ARRAY[newcomer::text, taken::text]) a;
 		roles_made := roles_made || jsonb_build_object(ways.servers ->> every.name, taken || role_here);
 		PERFORM FROM residency.ask(ARRAY[every.name],
-			'SELECT residency.learn_region($1::pg_catalog.name, $2::pg_catalog.int4, $3::pg_catalog.int8, $4::pg_catalog.name, $5::pg_catalog.text[])',
-			ARRAY[newcomer::text, fresh::text, identity.incarnation::text, role_here::text, ways.way_in::text],
+			'SELECT residency.learn_region($1::pg_catalog.name, $2::pg_catalog.int4, $3::pg_catalog.int8, $4::pg_catalog.name, $5::pg_catalog.text[], $6::pg_catalog.int8[])',
+			ARRAY[newcomer::text, fresh::text, identity.incarnation::text, role_here::text, ways.way_in::text, '{}'],
 			deferred => true);
 		PERFORM residency.introduce(newcomer, every.name, ARRAY(SELECT jsonb_array_elements_text(ways.ways -> every.name::text)),
 									identity.role_names[i], role_here);

@@ -10,21 +10,29 @@
 -- moment when the notes are deleted; who leaves it out later notes that as always, and ships it.
 --
 
-CREATE FUNCTION residency.still_answers(region pg_catalog.name) RETURNS pg_catalog.bool
+CREATE FUNCTION residency.still_answers(region pg_catalog.name) RETURNS pg_catalog.text
 	LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'residency_still_answers';
 COMMENT ON FUNCTION residency.still_answers(pg_catalog.name)
-	IS 'step of replace_region: can the region be reached from here, whatever its state?';
+	IS 'step of replace_region: can the region be reached from here, whatever its state? "yes", "no", "unknown"';
+
+CREATE FUNCTION residency.sessions_of(region pg_catalog.name) RETURNS pg_catalog.int4[]
+	LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'residency_sessions_of';
+COMMENT ON FUNCTION residency.sessions_of(pg_catalog.name)
+	IS 'step of replace_region: processes here whose session serves that region, administration included';
 
 -- Step: ends the sessions here that serve that region; what they have not prepared is undone.
+-- Those for administration log in as any superuser, and are known by what they said in hello.
 CREATE FUNCTION residency.end_sessions(region pg_catalog.name) RETURNS pg_catalog.void
 	LANGUAGE plpgsql VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE
 	SET search_path = pg_catalog, pg_temp
 AS $$
 #variable_conflict use_variable
 BEGIN
+	-- who has come since the last call in this transaction counts
+	PERFORM pg_stat_clear_snapshot();
 	PERFORM pg_terminate_backend(a.pid, 1000)
-		FROM pg_stat_activity a JOIN residency.region r ON r.role = a.usename
-		WHERE r.name = region AND a.datname = current_database();
+		FROM pg_stat_activity a JOIN residency.region r ON r.name = region
+		WHERE a.datname = current_database() AND (a.usename = r.role OR a.pid = ANY (residency.sessions_of(region)));
 END
 $$;
 COMMENT ON FUNCTION residency.end_sessions(pg_catalog.name)
@@ -51,8 +59,9 @@ COMMENT ON FUNCTION residency.parts_in_the_way(pg_catalog.name)
 	IS 'step of replace_region: parts in doubt of that region''s transactions that write global tables';
 
 -- Raises an error unless nobody reaches the region, and nothing of it is in doubt that the copies
--- may have to hold.  Sessions that it left behind go first: they hold locks, and might still prepare.
-CREATE FUNCTION residency.check_lost(region pg_catalog.name, regions pg_catalog.name[]) RETURNS pg_catalog.void
+-- may have to hold.  Who refuses a login may be the region, unless it is asked where the new database
+-- is, "address".  Sessions that it left behind go first: they hold locks, and might still prepare.
+CREATE FUNCTION residency.check_lost(region pg_catalog.name, regions pg_catalog.name[], address pg_catalog.text[]) RETURNS pg_catalog.void
 	LANGUAGE plpgsql VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE
 	SET search_path = pg_catalog, pg_temp
 AS $$
@@ -61,11 +70,16 @@ DECLARE
 	a record;
 BEGIN
 	FOR a IN SELECT s.region AS name, s.answer FROM residency.ask(regions,
-				'SELECT residency.still_answers($1::pg_catalog.name)', ARRAY[region::text]) s LOOP
-		IF a.answer[1]::bool THEN
+				'SELECT residency.still_answers($1::pg_catalog.name), residency.way_to($1::pg_catalog.name)', ARRAY[region::text]) s LOOP
+		IF a.answer[1] = 'yes' THEN
 			PERFORM residency.refuse(errcode => '55000',
 				message => format('region "%s" still answers region "%s", so it is not lost', region, a.name),
 				hint => 'If it was restored from a backup: residency.renew() there, and residency.refill() here. If it shall be given up all the same, stop its server first.');
+		ELSIF a.answer[1] = 'unknown' AND residency.address(a.answer[2]::text[]) <> address THEN
+			PERFORM residency.refuse(errcode => '55000',
+				message => format('region "%s" cannot tell whether region "%s" is lost', a.name, region),
+				detail => format('It cannot ask the server at %s: its login is refused, or the extension there is another version.', residency.connection_string(residency.address(a.answer[2]::text[]))),
+				hint => format('If it is that region, stop it, or correct its pg_hba.conf and the user mapping for PUBLIC. If it is the new database, run ALTER SERVER %I OPTIONS (SET host ..., SET port ..., SET dbname ...) in region "%s" so that it has the same address as here.', region, a.name));
 		END IF;
 	END LOOP;
 	PERFORM FROM residency.ask(regions, 'SELECT residency.end_sessions($1::pg_catalog.name)', ARRAY[region::text]);
@@ -78,7 +92,7 @@ BEGIN
 	END LOOP;
 END
 $$;
-COMMENT ON FUNCTION residency.check_lost(pg_catalog.name, pg_catalog.name[])
+COMMENT ON FUNCTION residency.check_lost(pg_catalog.name, pg_catalog.name[], pg_catalog.text[])
 	IS 'part of replace_region: raises an error unless the region is lost';
 
 -- Step: that region has a new database, with this incarnation.  Whatever still serves the old one
@@ -94,6 +108,9 @@ DECLARE
 	role name;
 BEGIN
 	PERFORM residency.require_superuser('replace a region');
+	-- the call that let it join is done with; its row tells that by joined_in, which changes now
+	DELETE FROM residency.joining j USING residency.region r
+		WHERE r.name = region AND j.region = region AND j.xid = r.joined_in;
 	UPDATE residency.region r
 		SET replaced = r.replaced || r.incarnation, incarnation = incarnation, joined_in = pg_current_xact_id()
 		WHERE r.name = region RETURNING r.role INTO role;
@@ -121,6 +138,7 @@ AS $$
 DECLARE
 	own        name := residency.own_region();
 	lost       name := region;
+	given      text[];			-- what the caller says of how to reach it
 	way_there  text;			-- to the new database, as its superuser
 	there      text[];			-- what its server is like
 	all_names  name[];			-- the regions that live, this one included
@@ -138,15 +156,21 @@ BEGIN
 		PERFORM residency.refuse(errcode => '22023', message => 'the region to replace must be another region of this deployment',
 			hint => 'Run SELECT residency.replace_region(''name'', ''host=... port=... dbname=...'') in a region that lost nothing; SELECT name FROM residency.regions lists the names.');
 	END IF;
+	-- asked twice: a session that the lost region left behind may hold the lock of a change, or one that it needs
+	given := coalesce((residency.server_options(connection)).server, residency.address(residency.way_to(lost)));
+	PERFORM residency.check_lost(lost, ARRAY(SELECT r.name FROM residency.region r WHERE r.name <> lost ORDER BY r.number),
+								 residency.address(given));
 	PERFORM residency.begin_change(lost);
 	SELECT array_agg(r.name ORDER BY r.number), array_agg(r.name ORDER BY r.number) FILTER (WHERE r.name <> own)
 		INTO all_names, others FROM residency.region r WHERE r.name <> lost;
-	PERFORM residency.check_lost(lost, all_names);
+	PERFORM residency.check_lost(lost, all_names, residency.address(given));
 	way_there := residency.prepare_server(lost, connection, true);
 	there := residency.check_newcomer(lost);
 	PERFORM residency.lock_newcomer(lost, there);
 	identity := residency.check_identity(lost, all_names);
 	ways := residency.find_ways(lost, all_names, identity.connection, there[10]);
+	-- how the others log in and what certificates they trust is their own business, see repoint_server
+	given := coalesce((residency.server_options(identity.connection)).server, given);
 	differing := residency.compare_copies(lost, all_names, overwrite);
 
 	-- from here on things change, in all regions or in none
@@ -157,20 +181,25 @@ BEGIN
 		i := i + 1;
 		SELECT a.answer[1] INTO role_here FROM residency.ask(ARRAY[every],
 			'SELECT residency.relearn_region($1::pg_catalog.name, $2::pg_catalog.int8, $3::pg_catalog.text[])',
-			ARRAY[lost::text, fresh::text, CASE WHEN every <> own THEN ways.way_in::text END]) a;
+			ARRAY[lost::text, fresh::text, CASE WHEN every <> own THEN given::text END]) a;
 		PERFORM residency.introduce(lost, every, ARRAY(SELECT jsonb_array_elements_text(ways.ways -> every::text)),
 									identity.role_names[i], role_here);
 	END LOOP;
+	-- it tells regions that join later, as the others do
+	PERFORM FROM residency.ask(ARRAY[lost],
+		'UPDATE residency.region SET replaced = $2::pg_catalog.int8[] WHERE name OPERATOR(pg_catalog.=) $1::pg_catalog.name',
+		(SELECT ARRAY[r.name::text, r.replaced::text] FROM residency.region r WHERE r.name = lost),
+		deferred => true, joined => false);
 	PERFORM residency.extend_tables(lost, true);
-	PERFORM residency.hand_down(lost, others, differing);
+	PERFORM residency.hand_down(lost, all_names, differing);
 	PERFORM residency.settle_steps(lost, others);
 END
 $$;
 COMMENT ON FUNCTION residency.replace_region(pg_catalog.text, pg_catalog.text, pg_catalog.bool)
 	IS 'gives a region that is lost for good a new, empty database';
 
-REVOKE ALL ON FUNCTION residency.still_answers(pg_catalog.name), residency.end_sessions(pg_catalog.name),
+REVOKE ALL ON FUNCTION residency.still_answers(pg_catalog.name), residency.sessions_of(pg_catalog.name), residency.end_sessions(pg_catalog.name),
 	residency.parts_in_the_way(pg_catalog.name),
-	residency.check_lost(pg_catalog.name, pg_catalog.name[]),
+	residency.check_lost(pg_catalog.name, pg_catalog.name[], pg_catalog.text[]),
 	residency.relearn_region(pg_catalog.name, pg_catalog.int8, pg_catalog.text[]),
 	residency.replace_region(pg_catalog.text, pg_catalog.text, pg_catalog.bool) FROM PUBLIC;

@@ -134,8 +134,8 @@ $$;
 COMMENT ON FUNCTION residency.inherit(pg_catalog.name, pg_catalog.text, pg_catalog.text[], pg_catalog.jsonb)
 	IS 'step of replace_region: what the new database has to ship to another region';
 
--- The new home gets the keys that differ, and the conflicts of its rows that the others know.
-CREATE FUNCTION residency.hand_down(lost pg_catalog.name, others pg_catalog.name[], differing pg_catalog.jsonb)
+-- The new home gets the keys that differ, and the conflicts of its rows that the regions named know.
+CREATE FUNCTION residency.hand_down(lost pg_catalog.name, regions pg_catalog.name[], differing pg_catalog.jsonb)
 	RETURNS pg_catalog.void
 	LANGUAGE plpgsql VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE
 	SET search_path = pg_catalog, pg_temp
@@ -148,7 +148,7 @@ BEGIN
 	FOR a IN SELECT d.region, d.relation, d.keys FROM jsonb_to_recordset(differing) d (region text, relation text, keys text[]) LOOP
 		PERFORM FROM residency.ask(ARRAY[lost], inherit, ARRAY[a.region, a.relation, a.keys::text, '[]'], joined => false);
 	END LOOP;
-	FOR a IN SELECT c.region, c.answer FROM residency.ask(others, $sql$
+	FOR a IN SELECT c.region, c.answer FROM residency.ask(regions, $sql$
 				SELECT pg_catalog.jsonb_agg(pg_catalog.jsonb_build_object('relation', residency.full_name(c.relation), 'key', c.key, 'kind', c.kind,
 					'constraint_name', c.constraint_name, 'content', c.content, 'noticed_at', c.noticed_at))
 				FROM residency.conflict c JOIN residency.self s ON s.region OPERATOR(pg_catalog.=) c.region

@@ -12,17 +12,28 @@
  * failover the sessions of the one before end by themselves, at once when its processes are gone, and at the
  * latest when its pings have ceased (remote_health_gateway.c); whoever comes earlier waits a moment for
  * that, and is refused then.
+ *
+ * Of a database that was lost and replaced nothing need be waited for: what still serves it is ended when
+ * the one that took its place comes.  Its sessions may be idle, or hang behind a kernel that acknowledges.
  */
 #include "guard_internal.h"
 
+#include <signal.h>
+
 #include "access/twophase.h"
+#include "catalog/pg_type.h"
+#include "fmgr.h"
 #include "miscadmin.h"
 #include "storage/ipc.h"
 #include "storage/lwlock.h"
 #include "storage/proc.h"
 #include "utils/timestamp.h"
 
+#include "regions.h"
+#include "regions_internal.h"
 #include "shared_memory.h"
+
+PG_FUNCTION_INFO_V1(residency_sessions_of);
 
 /* how long the sessions of another instance are given to end, and how often that is looked at */
 #define LEAVE_MS 1500
@@ -32,7 +43,9 @@
 typedef struct ServedGateway
 {
 	Oid			database;		/* InvalidOid: it serves none */
+	int			pid;
 	uint64		instance;
+	int64		incarnation;	/* the gateway's */
 	NameData	gateway;
 } ServedGateway;
 
@@ -61,9 +74,10 @@ leave(int code, Datum arg)
 	LWLockRelease(shared->lock);
 }
 
-/* enters this process, unless one serves another instance of that gateway; true if it did */
+/* enters this process, unless one serves another instance of that gateway: then that one is returned in
+ * "rival", and false */
 static bool
-enter(const char *gateway, uint64 instance)
+enter(const char *gateway, uint64 instance, int64 incarnation, ServedGateway *rival)
 {
 	ServedGateway *own = &shared->served[compat_proc_number(MyProc)];
 	bool		alone = true;
@@ -75,11 +89,15 @@ enter(const char *gateway, uint64 instance)
 
 		alone = other == own || other->database != MyDatabaseId || other->instance == instance ||
 			strcmp(NameStr(other->gateway), gateway) != 0;
+		if (!alone)
+			*rival = *other;
 	}
 	if (alone)
 	{
 		own->database = MyDatabaseId;
+		own->pid = MyProcPid;
 		own->instance = instance;
+		own->incarnation = incarnation;
 		strlcpy(NameStr(own->gateway), gateway, NAMEDATALEN);
 	}
 	LWLockRelease(shared->lock);
@@ -91,9 +109,10 @@ enter(const char *gateway, uint64 instance)
  * served here.  0 stands for none, and is not looked at.
  */
 void
-residency_guard_serve(const char *gateway, uint64 instance)
+residency_guard_serve(const char *gateway, uint64 instance, int64 incarnation)
 {
 	static bool registered = false;
+	ServedGateway rival;
 	TimestampTz end = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), LEAVE_MS);
 
 	if (shared == NULL || instance == 0)
@@ -101,9 +120,11 @@ residency_guard_serve(const char *gateway, uint64 instance)
 	if (!registered)
 		before_shmem_exit(leave, Int32GetDatum(compat_proc_number(MyProc)));
 	registered = true;
-	while (!enter(gateway, instance))
+	while (!enter(gateway, instance, incarnation, &rival))
 	{
 		CHECK_FOR_INTERRUPTS();
+		if (residency_is_replaced(rival.incarnation))
+			(void) kill(rival.pid, SIGTERM);
 		if (GetCurrentTimestamp() > end)
 			ereport(ERROR,
 					(errcode(ERRCODE_SQLSERVER_REJECTED_ESTABLISHMENT_OF_SQLCONNECTION),
@@ -111,6 +132,36 @@ residency_guard_serve(const char *gateway, uint64 instance)
 					 errhint("A copy of a region's server must be started with residency.workers = off, and run residency.renew(). After a failover the sessions of the old server end within residency.away_after.")));
 		pg_usleep(LEAVE_LOOK_MS * 1000L);
 	}
+}
+
+/* see guard.h */
+ArrayType *
+residency_guard_sessions(const char *gateway)
+{
+	Datum	   *pids = palloc(compat_max_procs() * sizeof(Datum));
+	int			n = 0;
+
+	if (shared != NULL)
+	{
+		LWLockAcquire(shared->lock, LW_SHARED);
+		for (int i = 0; i < compat_max_procs(); i++)
+		{
+			ServedGateway *served = &shared->served[i];
+
+			if (served->database == MyDatabaseId && strcmp(NameStr(served->gateway), gateway) == 0)
+				pids[n++] = Int32GetDatum(served->pid);
+		}
+		LWLockRelease(shared->lock);
+	}
+	return construct_array(pids, n, INT4OID, sizeof(int32), true, TYPALIGN_INT);
+}
+
+/* SQL: residency.sessions_of(region) */
+Datum
+residency_sessions_of(PG_FUNCTION_ARGS)
+{
+	residency_require_superuser("list the sessions of a region");
+	PG_RETURN_ARRAYTYPE_P(residency_guard_sessions(NameStr(*PG_GETARG_NAME(0))));
 }
 
 /* bytes of shared memory */

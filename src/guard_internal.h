@@ -11,7 +11,7 @@
 extern void residency_guard_clean_error(const char *gateway) pg_attribute_noreturn();
 
 /* guard_instance.c */
-extern void residency_guard_serve(const char *gateway, uint64 instance);
+extern void residency_guard_serve(const char *gateway, uint64 instance, int64 incarnation);
 extern void residency_guard_instance_init(void);
 
 #endif							/* RESIDENCY_GUARD_INTERNAL_H */

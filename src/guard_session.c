@@ -30,6 +30,7 @@
 #include "utils/acl.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
+#include "utils/inval.h"
 #include "utils/memutils.h"
 #include "utils/syscache.h"
 
@@ -48,6 +49,7 @@ static struct
 {
 	char		gateway[NAMEDATALEN];	/* "": a client's session */
 	bool		admin;			/* opened for administration */
+	int64		incarnation;	/* the gateway's, when it said hello */
 	int			depth;			/* of hooks: errors are cleaned when they leave the outermost */
 } session;
 
@@ -69,6 +71,25 @@ static bool
 serves_gateway(void)
 {
 	return session.gateway[0] != '\0' && !session.admin;
+}
+
+/*
+ * Ends a session of a database that another one has the place of.  hello asks only once, and may have
+ * done so while residency.replace_region() was copying tables; what such a session did not commit or
+ * prepare before is undone.  Called before each statement, administration included.
+ */
+static void
+leave_if_replaced(void)
+{
+	if (session.gateway[0] == '\0' || !IsTransactionState())
+		return;
+	/* COMMIT and PREPARE lock nothing, and would not hear of it otherwise */
+	AcceptInvalidationMessages();
+	if (residency_is_replaced(session.incarnation))
+		ereport(FATAL,
+				(errcode(ERRCODE_SQLSERVER_REJECTED_ESTABLISHMENT_OF_SQLCONNECTION),
+				 errmsg("the database of region \"%s\" that asks was replaced by another one", session.gateway),
+				 errhint("Stop that server: what it holds is no part of the deployment any more.")));
 }
 
 /*
@@ -96,6 +117,9 @@ residency_hello(PG_FUNCTION_ARGS)
 						self ? "region \"" : "no region", self ? self->region : "",
 						self == NULL ? "" : strcmp(self->region, region) == 0 ?
 						"\" of another deployment" : "\""),
+				 /* the one refusal that comes from somebody else, see remote_health_lost.c */
+				 err_generic_string(PG_DIAG_SCHEMA_NAME, RESIDENCY_SCHEMA),
+				 err_generic_string(PG_DIAG_TABLE_NAME, "self"),
 				 errhint("Correct host and port: ALTER SERVER ... OPTIONS (SET host ..., SET port ...).")));
 	/* it would show nothing of what is prepared on its primary */
 	if (RecoveryInProgress())
@@ -129,7 +153,9 @@ residency_hello(PG_FUNCTION_ARGS)
 		ereport(FATAL,
 				(errcode(ERRCODE_CANNOT_CONNECT_NOW),
 				 errmsg("the database is needed by a statement that wants it alone")));
-	residency_guard_serve(gateway, strtoull(text_to_cstring(PG_GETARG_TEXT_PP(5)), NULL, 16));
+	residency_guard_serve(gateway, strtoull(text_to_cstring(PG_GETARG_TEXT_PP(5)), NULL, 16),
+						  PG_GETARG_INT64(6));
+	session.incarnation = PG_GETARG_INT64(6);
 	strlcpy(session.gateway, gateway, sizeof(session.gateway));
 	session.admin = admin;
 	/* as a default, which no rollback of this transaction takes back, and no reload */
@@ -268,6 +294,7 @@ session_ExecutorStart(QueryDesc *queryDesc, int eflags)
 	Oid			user;
 	int			context;
 
+	leave_if_replaced();
 	if (!serves_gateway())
 	{
 		next(queryDesc, eflags);
@@ -367,6 +394,7 @@ session_ProcessUtility(PlannedStmt *pstmt, const char *queryString, bool readOnl
 	ProcessUtility_hook_type next = next_ProcessUtility ? next_ProcessUtility : standard_ProcessUtility;
 	const char *role;
 
+	leave_if_replaced();
 	if (!serves_gateway())
 	{
 		/* an administrator's session is not guarded, but crashes like any other */

@@ -49,8 +49,8 @@ parameter(const Probe *probe, const char *name)
 }
 
 /* element n of a list with commas, in the current memory context; NULL behind its end */
-static char *
-element(const char *list, int n)
+char *
+residency_health_element(const char *list, int n)
 {
 	for (; n > 0 && list != NULL; n--)
 	{
@@ -68,7 +68,7 @@ port_of(const Probe *probe, int n)
 
 	if (ports == NULL)
 		return "";
-	return element(ports, strchr(ports, ',') != NULL ? n : 0);
+	return residency_health_element(ports, strchr(ports, ',') != NULL ? n : 0);
 }
 
 /* is it a directory of Unix sockets, or nothing at all? */
@@ -102,7 +102,7 @@ residency_health_address_has_names(const Probe *probe)
 
 	if (hosts == NULL || parameter(probe, "hostaddr") != NULL)
 		return false;
-	for (int i = 0; (host = element(hosts, i)) != NULL; i++)
+	for (int i = 0; (host = residency_health_element(hosts, i)) != NULL; i++)
 	{
 		struct addrinfo *found;
 
@@ -180,7 +180,7 @@ fork_child(Probe *probe, const int *ends)
 				before;
 	int			n = 0;
 
-	while ((hosts[n] = element(list, n)) != NULL)
+	while ((hosts[n] = residency_health_element(list, n)) != NULL)
 		n++;
 	/* no handler of ours may run in the child */
 	sigfillset(&all);
@@ -265,7 +265,7 @@ read_lines(Probe *probe, StringInfo lists, char *problem)
 	char	   *host;
 
 	strlcpy(problem, "no answer about its host name", HEALTH_PROBLEM);
-	for (int i = 0; (host = element(hosts, i)) != NULL; i++)
+	for (int i = 0; (host = residency_health_element(hosts, i)) != NULL; i++)
 	{
 		if (is_no_name(host))
 			add(lists, host, "", port_of(probe, i));

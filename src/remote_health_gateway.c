@@ -63,14 +63,16 @@ residency_ping(PG_FUNCTION_ARGS)
 }
 
 /*
- * Terminates the sessions of a gateway; with unless_active only if none of them did anything for
+ * Terminates the sessions of a gateway, those for administration too, which log in as somebody else:
+ * they may hold the lock of a change of all regions.  With unless_active only if none of them did anything for
  * that many ms.  In a transaction of the worker.  Returns how many there were.
  */
 static int
-terminate_sessions(const char *role, long unless_active)
+terminate_sessions(const char *gateway, const char *role, long unless_active)
 {
-	Oid			types[] = {NAMEOID, INT8OID};
-	Datum		values[] = {CStringGetDatum(role), Int64GetDatum(unless_active)};
+	Oid			types[] = {NAMEOID, INT8OID, INT4ARRAYOID};
+	Datum		values[] = {CStringGetDatum(role), Int64GetDatum(unless_active),
+	PointerGetDatum(residency_guard_sessions(gateway))};
 	int			count;
 
 	if (SPI_connect() != SPI_OK_CONNECT)
@@ -80,12 +82,12 @@ terminate_sessions(const char *role, long unless_active)
 							  " SELECT pid, coalesce(state_change, 'infinity'::pg_catalog.timestamptz) AS last"
 							  " FROM pg_catalog.pg_stat_activity"
 							  " WHERE datname OPERATOR(pg_catalog.=) pg_catalog.current_database()"
-							  " AND usename OPERATOR(pg_catalog.=) $1)"
+							  " AND (usename OPERATOR(pg_catalog.=) $1 OR pid OPERATOR(pg_catalog.=) ANY ($3)))"
 							  " SELECT pg_catalog.pg_terminate_backend(pid) FROM own"
 							  " WHERE $2 OPERATOR(pg_catalog.<) 0 OR (SELECT pg_catalog.max(last) FROM own)"
 							  " OPERATOR(pg_catalog.<) (pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-)"
 							  " pg_catalog.make_interval(secs => $2::pg_catalog.float8 OPERATOR(pg_catalog./) 1000))",
-							  2, types, values, NULL, false, 0) != SPI_OK_SELECT)
+							  3, types, values, NULL, false, 0) != SPI_OK_SELECT)
 		elog(ERROR, "sessions of a gateway could not be listed");
 	count = SPI_processed;
 	SPI_finish();
@@ -112,7 +114,7 @@ residency_health_dismiss(HealthSlot *slot, long patience)
 	role = residency_gateway_role(slot->region);
 	if (role == NULL)
 		return;
-	count = terminate_sessions(pstrdup(role), heard != 0 ? -1 : patience);
+	count = terminate_sessions(slot->region, pstrdup(role), heard != 0 ? -1 : patience);
 	if (heard != 0)
 		pg_atomic_write_u64(&slot->heard, 0);
 	if (count > 0)

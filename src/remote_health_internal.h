@@ -109,6 +109,7 @@ extern bool residency_health_address_read(Probe *probe, char *problem);
 extern void residency_health_address_stop(Probe *probe);
 extern PGconn *residency_health_address_connect(Probe *probe);
 extern void residency_health_address_forget(Probe *probe);
+extern char *residency_health_element(const char *list, int n);
 
 /* remote_health_probe.c */
 extern const char *residency_health_refusal_state(const char *message);

@@ -279,6 +279,7 @@ $pair->fails('fra', $call, '23503', qr/table ita.details holds rows in region "i
 is($pair->psql('fra', 'SELECT count(*) FROM residency.joining'), 2, 'without workers attempts stay on record, that of add_region too');
 $pair->psql('ita', "UPDATE app.details SET id = $n");
 $pair->psql('fra', $call);
+is($pair->psql('fra', 'SELECT count(*) FROM residency.joining'), 2, '... but that one is of no use any more: the database that it let in is lost');
 is($pair->psql('fra', q{SELECT id, name FROM app.details WHERE region = 'ita'}), "$n|unknown", 'residents that the database holds already count');
 $pair->psql($_, People::add(++$n, 'fra', 'after') . '; ' . People::add(++$n, 'ita', 'after')) foreach $pair->regions;
 is($pair->all_equal('SELECT count(*) FROM app.identity'), 8, 'identities of two regions');
