@@ -13,7 +13,7 @@
 # server, or know nothing of where our tests lie; and "check" is a name of theirs.
 
 RESULTS    = tmp_check/results
-TEST_JOBS ?= 2
+TEST_JOBS ?= 3
 TAP       ?= $(sort $(wildcard test/t/*.pl))
 
 REGRESS_TESTS   = $(patsubst test/sql/%.sql,%,$(sort $(wildcard test/sql/*.sql)))

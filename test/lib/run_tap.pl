@@ -8,7 +8,7 @@
 # longer than RESIDENCY_TEST_SECONDS (default 1200) counts as one failed test more.
 #
 # A file that failed runs once more when all others are through, alone, and that run counts: time-outs
-# are part of what is tested, and a machine that is busy with two clusters of servers may break them.
+# are part of what is tested, and a machine that is busy with several clusters of servers may break them.
 # The first failure is printed all the same.
 use strict;
 use warnings;
