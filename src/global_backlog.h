@@ -128,7 +128,7 @@ extern void residency_conflict_store(Oid relid, const char *key, const char *kin
 									 const char *region, const char *home,
 									 const char *constraint, const char *row);
 extern void residency_conflict_disown(Oid relid, const char *key);
-extern void residency_conflict_cured(const char *region, Datum relations, Datum keys);
+extern void residency_conflict_cured(const char *region, const char *home, Datum relations, Datum keys);
 
 /* global_backlog.c */
 extern bool residency_backlog_claim_batch(const char *shipper);

@@ -359,6 +359,7 @@ send_records(Shipment *shipment)
 {
 	RemoteRegion *region = residency_remote_region(residency_region_server(shipment->region));
 	BacklogNotes *won = residency_backlog_begin();
+	BacklogNotes *beaten = residency_backlog_begin();
 	const char *values[4];
 	RemoteRequest *request;
 	PGresult   *res;
@@ -386,12 +387,19 @@ send_records(Shipment *shipment)
 		note->outcome = outcome;
 		if (outcome == SHIP_CONFLICT || outcome == SHIP_WON || outcome == SHIP_STANDS)
 			store_conflict(shipment, note, res, row);
+		if (outcome != SHIP_WON && outcome != SHIP_STANDS)
+			continue;
 		/* whoever got the other row of that key must get this one */
-		if (outcome == SHIP_WON || outcome == SHIP_STANDS)
-			residency_backlog_add(won, note->table->relid, note->key);
+		residency_backlog_add(won, note->table->relid, note->key);
+		residency_backlog_add(beaten, note->table->relid, note->key);
 	}
 	residency_remote_release(request);
 	residency_backlog_write(won, others_than(shipment->region));
+	/* that the other row could not be taken here is forgotten there at this moment */
+	if (beaten->n > 0)
+		residency_conflict_cured(residency_self()->region, shipment->region,
+								 makeArrayResult(beaten->relations, CurrentMemoryContext),
+								 makeArrayResult(beaten->keys, CurrentMemoryContext));
 }
 
 /* Step 4, see the head of this file. */
@@ -502,7 +510,7 @@ finish(Shipment *shipment)
 	delete_notes(shipment, done, result.done);
 	result.overdue += mark_refused(shipment, refused, nrefused);
 	if (cured->n > 0 && residency_conflicts_exist())
-		residency_conflict_cured(shipment->region, makeArrayResult(cured->relations, CurrentMemoryContext),
+		residency_conflict_cured(shipment->region, NULL, makeArrayResult(cured->relations, CurrentMemoryContext),
 								 makeArrayResult(cured->keys, CurrentMemoryContext));
 	return result;
 }

@@ -520,7 +520,7 @@ apply_records(ShippedCall *call)
 		settle(call, line->relid, line->key, foreach_current_index(lc) + 1, &line->verdict);
 	}
 	if (call->applied->n > 0 && residency_conflicts_exist())
-		residency_conflict_cured(residency_self()->region,
+		residency_conflict_cured(residency_self()->region, NULL,
 								 makeArrayResult(call->applied->relations, call->context),
 								 makeArrayResult(call->applied->keys, call->context));
 }

@@ -185,14 +185,14 @@ residency_conflict_disown(Oid relid, const char *key)
 }
 
 /*
- * These keys have been shipped to the region after all: their entries of broken
- * constraints are deleted.  Arrays of oid and of text.
+ * These keys have been shipped to the region after all, or what their home (NULL: any) has shipped does not
+ * hold: their entries of broken constraints are deleted.  Arrays of oid and of text.
  */
 void
-residency_conflict_cured(const char *region, Datum relations, Datum keys)
+residency_conflict_cured(const char *region, const char *home, Datum relations, Datum keys)
 {
-	Oid			types[] = {TEXTOID, OIDARRAYOID, TEXTARRAYOID};
-	Datum		values[] = {CStringGetTextDatum(region), relations, keys};
+	Oid			types[] = {TEXTOID, OIDARRAYOID, TEXTARRAYOID, TEXTOID};
+	Datum		values[] = {CStringGetTextDatum(region), relations, keys, CStringGetTextDatum(home ? home : "")};
 
 	if (SPI_connect() != SPI_OK_CONNECT)
 		elog(ERROR, "SPI_connect failed");
@@ -200,7 +200,8 @@ residency_conflict_cured(const char *region, Datum relations, Datum keys)
 	residency_spi_as_owner("DELETE FROM residency.conflict AS c USING ROWS FROM (pg_catalog.unnest($2), "
 						   "pg_catalog.unnest($3)) AS a (t, k) WHERE c.relation OPERATOR(pg_catalog.=) a.t "
 						   "AND c.key OPERATOR(pg_catalog.=) a.k AND c.region OPERATOR(pg_catalog.=) $1 "
-						   "AND c.kind OPERATOR(pg_catalog.<>) 'key'",
+						   "AND c.kind OPERATOR(pg_catalog.<>) 'key' "
+						   "AND $4 OPERATOR(pg_catalog.=) ANY (ARRAY['', c.home::pg_catalog.text])",
 						   lengthof(types), types, values, false);
 	PopActiveSnapshot();
 	SPI_finish();
