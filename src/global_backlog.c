@@ -224,10 +224,11 @@ residency_refuse_away(const char *region, const char *table)
 			 errhint("SELECT * FROM residency.regions tells what is known of it. Rows with their home in other regions can be written.")));
 }
 
-/* forgets who has got a piece of a batch */
+/* forgets who has got a piece of a batch; a transaction may send very many */
 void
 residency_batch_ended(void)
 {
+	list_free_deep(batch_regions);
 	batch_regions = NIL;
 }
 
