@@ -293,6 +293,9 @@ statement_ProcessUtility(PlannedStmt *pstmt, const char *queryString, bool readO
 	if (outermost)
 		residency_statement_start();
 	notifies |= IsA(pstmt->utilityStmt, NotifyStmt);
+	if (IsA(pstmt->utilityStmt, ConstraintsSetStmt) &&
+		((ConstraintsSetStmt *) pstmt->utilityStmt)->deferred)
+		residency_global_constraints_deferred();
 	residency_worker_yield(pstmt->utilityStmt);
 	locks = enter(residency_global_limit_utility(pstmt->utilityStmt), true);
 	PG_TRY();

@@ -45,6 +45,7 @@ extern void residency_global_init(void);
  */
 extern int	residency_global_limit_locks(QueryDesc *queryDesc);
 extern int	residency_global_limit_utility(Node *parsetree);
+extern void residency_global_constraints_deferred(void);
 extern void residency_global_unlimit_locks(int level);
 
 /* only in PG_CATCH: throws 40P01 if the current error is a lock timeout, else returns */

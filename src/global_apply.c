@@ -14,6 +14,7 @@
 #include "residency.h"
 
 #include "access/xact.h"
+#include "catalog/namespace.h"
 #include "catalog/pg_type.h"
 #include "commands/trigger.h"
 #include "miscadmin.h"
@@ -95,9 +96,28 @@ is_lock_timeout(ErrorData *error)
 }
 
 /*
+ * True if the error is that rows of a global table refer to one that was to go.  The
+ * gateway's copies had no such row, so somebody has made it meanwhile.
+ */
+static bool
+is_new_reference(ApplyRun *run, ErrorData *error)
+{
+	Oid			schema;
+
+	if (error->sqlerrcode != ERRCODE_FOREIGN_KEY_VIOLATION || run->referring == NIL ||
+		error->schema_name == NULL || error->table_name == NULL ||
+		error->message_id == NULL ||
+		strncmp(error->message_id, "update or delete on table", 25) != 0)
+		return false;
+	schema = get_namespace_oid(error->schema_name, true);
+	return OidIsValid(schema) &&
+		list_member_oid(run->referring, get_relname_relid(error->table_name, schema));
+}
+
+/*
  * Throws the current error again, as what it means to the gateway: a lost race is
- * 40001 at the home, a wait that was too long 40P01 at a copy, and a violated key
- * is reported without the values that it has.
+ * 40001, a wait that was too long 40P01 at a copy, and a violated key is reported
+ * without the values that it has.
  */
 static void
 rethrow(ApplyRun *run, MemoryContext context)
@@ -135,6 +155,16 @@ rethrow(ApplyRun *run, MemoryContext context)
 						run->table ? run->table : "?", region),
 				 errdetail("The region is catching up with what it missed, and a constraint may fail only because of that."),
 				 errhint("Try the transaction again.")));
+	}
+	if (is_new_reference(run, error))
+	{
+		FlushErrorState();
+		ereport(ERROR,
+				(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
+				 errmsg("could not serialize access to global table \"%s\" in region \"%s\"",
+						error->table_name, region),
+				 errdetail("A row that another transaction has made there refers to one that is deleted or gets another key."),
+				 errhint("Try the transaction again; if that does not help, look for the row in residency.conflicts.")));
 	}
 	if (error->sqlerrcode != ERRCODE_UNIQUE_VIOLATION || error->constraint_name == NULL)
 		PG_RE_THROW();
@@ -239,11 +269,11 @@ apply_truncate(ApplyRun *run, List *tables)
 }
 
 /*
- * residency.apply(tables, regions, changes, last, left_out): applies the records in
+ * residency.apply(tables, regions, changes, last, left_out, deferred): applies the records in
  * "changes", whose grammar is in global_internal.h.  With "last" false other records of
  * the same statement follow in another call.  "left_out" names the regions that do not
  * get them; this one is among them if the gateway takes it for catching up, but needs it
- * as the home of some row.
+ * as the home of some row.  "deferred" says that the client has deferred constraints.
  */
 Datum
 residency_apply(PG_FUNCTION_ARGS)
@@ -260,6 +290,7 @@ residency_apply(PG_FUNCTION_ARGS)
 	homes = array_strings(PG_GETARG_ARRAYTYPE_P(1));
 	changes = PG_GETARG_TEXT_PP(2);
 	run.left_out = array_strings(PG_GETARG_ARRAYTYPE_P(4));
+	run.deferred = PG_GETARG_BOOL(5);
 	level = NewGUCNestLevel();
 	applying = true;
 	PG_TRY();

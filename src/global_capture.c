@@ -26,10 +26,6 @@
 #include "regions.h"
 #include "remote.h"
 
-/* notes are sent in the middle of a statement when there are more than this */
-#define NOTES_LIMIT			20000
-#define NOTES_BYTES_LIMIT	(8 * 1024 * 1024)
-
 PG_FUNCTION_INFO_V1(residency_capture);
 
 /* Throws if this session is a leaf: see the head of this file. */
@@ -201,7 +197,7 @@ residency_capture(PG_FUNCTION_ARGS)
 	else
 		capture_row(trigdata, table);
 
-	if (residency_notes_dirty > NOTES_LIMIT || residency_notes_bytes > NOTES_BYTES_LIMIT)
+	if (residency_notes_full())
 	{
 		residency_global_send(false, false);
 		residency_notes_forget_sent();

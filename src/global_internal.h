@@ -176,6 +176,7 @@ extern void residency_note_skipped(Note *note);
 extern void residency_note_version(Note *note, uint64 version);
 extern void residency_notes_settle_table(NoteTable *table);
 extern void residency_notes_forget_sent(void);
+extern bool residency_notes_full(void);
 extern const char *residency_note_home(NoteTable *table, Datum value);
 extern void residency_notes_init(void);
 
@@ -187,6 +188,17 @@ extern void residency_send_init(void);
 
 /* ---- global_apply.c ---- */
 
+/* which rows a table's triggers are wanted for */
+typedef enum ApplyScope
+{
+	SCOPE_CLEAR,				/* rows that TRUNCATE takes */
+	SCOPE_COPY,					/* rows whose home is elsewhere */
+	SCOPE_COPY_PIECE,			/* the same, in a piece that others follow */
+	SCOPE_HOME_PIECE,			/* rows at home, in such a piece */
+	SCOPE_HOME,					/* rows at home; fires all that the others fire */
+	SCOPE_COUNT
+} ApplyScope;
+
 /* one call of residency.apply or apply_truncate */
 typedef struct ApplyRun
 {
@@ -195,11 +207,14 @@ typedef struct ApplyRun
 	int			limit;			/* lock timeout in force, ms; -1 none set yet */
 	bool		last;			/* no further piece of the same batch follows */
 	bool		many_owners;	/* the targets have more than one owner */
+	List	   *referring;		/* OIDs of global tables whose rows refer to the targets' */
+	ApplyScope	scope;			/* of the row at hand */
 	Oid			owner;			/* of the triggers' query that is open; invalid: none is */
 	bool		at_home;		/* the row at hand has its home here */
 	const char *home;			/* where it is; NULL: a copy takes what comes */
 	const char *table;			/* table at hand, for error reports */
 	Oid			index;			/* its primary key */
+	bool		deferred;		/* the client has deferred constraints */
 	List	   *left_out;		/* char *: regions that do not get this */
 	struct BacklogNotes *notes; /* rows at home that they do not get; NULL if nobody */
 	bool		behind;			/* this region is one of them */
@@ -207,21 +222,14 @@ typedef struct ApplyRun
 } ApplyRun;
 
 /* global_triggers.c */
-/* which rows a table's triggers are wanted for */
-typedef enum ApplyScope
-{
-	SCOPE_COPY,					/* rows whose home is elsewhere */
-	SCOPE_PIECE,				/* rows at home, in a piece that others follow */
-	SCOPE_HOME,					/* rows at home; fires all that the others fire */
-	SCOPE_COUNT
-} ApplyScope;
-
-extern TriggerDesc *residency_triggers_for(Relation rel, ApplyScope scope);
-extern bool residency_trigger_waits(Trigger *trigger);
+extern TriggerDesc *residency_triggers_for(Relation rel, ApplyScope scope, bool deferred);
+extern bool residency_trigger_waits(Trigger *trigger, bool deferred);
+extern List *residency_referring_tables(Relation rel);
 extern Oid	residency_trigger_function(Trigger *trigger);
 
 /* global_recheck.c: rows whose foreign keys are checked with the batch's last piece */
-extern void residency_recheck_remember(Oid relid, ItemPointer old, ItemPointer new);
+extern void residency_recheck_remember(Oid relid, bool home, bool deferred,
+									   ItemPointer old, ItemPointer new);
 extern void residency_recheck_all(void);
 extern void residency_recheck_init(void);
 

@@ -71,6 +71,17 @@ MemoryContext residency_note_context = NULL;
 
 static List *home_names = NIL;	/* char *, interned */
 
+/*
+ * When notes are sent in the middle of a statement: with so many new ones, or with as many as
+ * were kept the last time if that is more, so that going through those costs little for each.
+ */
+#define NOTES_LIMIT			20000
+#define NOTES_BYTES_LIMIT	(8 * 1024 * 1024)
+
+static int	notes_kept = 0;
+static int	dirty_kept = 0;
+static Size bytes_kept = 0;
+
 /* True if two notes of one table have the same key, as its unique index sees it. */
 static bool
 same_key(const Note *a, const Note *b)
@@ -111,6 +122,9 @@ reset_notes(void)
 	residency_note_tables_reset();
 	residency_notes_dirty = 0;
 	residency_notes_bytes = 0;
+	notes_kept = 0;
+	dirty_kept = 0;
+	bytes_kept = 0;
 	residency_note_context = NULL;
 	home_names = NIL;
 }
@@ -275,7 +289,7 @@ residency_note_move(NoteTable *table, Note *from, Note *to, bool to_was_noted,
 	move->to = to;
 	move->vacate = to_was_noted;
 
-	if (pretransaction && table->has_moves)
+	if (pretransaction && to_was_noted && table->has_moves)
 		dlist_foreach(iter, &residency_notes)
 		{
 			Note	   *other = dlist_container(Note, node, iter.cur);
@@ -389,15 +403,29 @@ residency_notes_forget_sent(void)
 {
 	dlist_mutable_iter iter;
 
+	notes_kept = 0;
 	dlist_foreach_modify(iter, &residency_notes)
 	{
 		Note	   *note = dlist_container(Note, node, iter.cur);
 
 		if (note->dirty || note->table->has_moves || note->last_sent > note->level)
+		{
+			notes_kept++;
 			continue;
+		}
 		note->table->forgot = true;
 		drop_note(note);
 	}
+	dirty_kept = residency_notes_dirty;
+	bytes_kept = residency_notes_bytes;
+}
+
+/* True if so much is noted that it should be sent before the statement ends. */
+bool
+residency_notes_full(void)
+{
+	return residency_notes_dirty > dirty_kept + Max(NOTES_LIMIT, notes_kept) ||
+		residency_notes_bytes > bytes_kept + Max(NOTES_BYTES_LIMIT, bytes_kept);
 }
 
 /*

@@ -4,10 +4,12 @@
  *
  * One statement at a gateway may write so many rows that they come in more than
  * one call of residency.apply().  A row of the first piece may reference one of
- * the last, so the home cannot check its foreign keys at the end of each call as
- * it does for a whole batch.  It remembers which rows it wrote, and runs the checks
- * with the last piece.  Constraints that are deferred to the commit are not
- * concerned, they wait anyway.
+ * the last, and one that goes with the first be referenced by one that goes with the
+ * last, so foreign keys cannot be checked at the end of each call as they are for a
+ * whole batch.  The region remembers which rows it wrote, and runs the checks with the
+ * last piece; of rows whose home is elsewhere, only those that nothing refers to them any
+ * more.  Constraints that can be deferred to the commit are not concerned, they wait
+ * anyway.
  *
  * Remembered rows are undone with the subtransaction that wrote them.
  */
@@ -32,6 +34,8 @@ typedef struct WrittenRow
 {
 	Oid			relid;
 	int			level;			/* transaction nesting level that wrote it */
+	bool		home;			/* its home is here */
+	bool		deferred;		/* the client had deferred constraints */
 	ItemPointerData old;
 	ItemPointerData new;
 } WrittenRow;
@@ -41,9 +45,12 @@ static WrittenRow *rows = NULL;
 static int	nrows = 0;
 static int	maxrows = 0;
 
-/* Remembers a row written for an unfinished batch; NULL: there was or is none. */
+/*
+ * Remembers a row written for an unfinished batch; NULL: there was or is none.  "home"
+ * says that it has its home here, "deferred" that the client has deferred constraints.
+ */
 void
-residency_recheck_remember(Oid relid, ItemPointer old, ItemPointer new)
+residency_recheck_remember(Oid relid, bool home, bool deferred, ItemPointer old, ItemPointer new)
 {
 	WrittenRow *row;
 
@@ -59,6 +66,8 @@ residency_recheck_remember(Oid relid, ItemPointer old, ItemPointer new)
 	}
 	row = &rows[nrows];
 	row->relid = relid;
+	row->home = home;
+	row->deferred = deferred;
 	row->level = GetCurrentTransactionNestLevel();
 	ItemPointerSetInvalid(&row->old);
 	ItemPointerSetInvalid(&row->new);
@@ -110,7 +119,7 @@ run_check(Relation rel, Trigger *trigger, TriggerEvent event,
 
 /* Runs all waiting checks of one row. */
 static void
-check_row(Relation rel, TupleTableSlot *old, TupleTableSlot *new)
+check_row(Relation rel, WrittenRow *row, TupleTableSlot *old, TupleTableSlot *new)
 {
 	TriggerDesc *desc = rel->trigdesc;
 	TriggerEvent event = TRIGGER_EVENT_UPDATE;
@@ -130,7 +139,9 @@ check_row(Relation rel, TupleTableSlot *old, TupleTableSlot *new)
 	{
 		Trigger    *trigger = &desc->triggers[i];
 
-		if (!residency_trigger_waits(trigger) || !(trigger->tgtype & type))
+		if (!residency_trigger_waits(trigger, row->deferred) || !(trigger->tgtype & type))
+			continue;
+		if (!row->home && RI_FKey_trigger_type(trigger->tgfoid) != RI_TRIGGER_PK)
 			continue;
 		if (event == TRIGGER_EVENT_UPDATE)
 		{
@@ -180,7 +191,7 @@ residency_recheck_all(void)
 		}
 		have_old = fetch_row(rel, &row->old, old);
 		have_new = fetch_row(rel, &row->new, new);
-		check_row(rel, have_old ? old : NULL, have_new ? new : NULL);
+		check_row(rel, row, have_old ? old : NULL, have_new ? new : NULL);
 	}
 	if (rel)
 	{

@@ -35,7 +35,7 @@
 
 #define APPLY_SQL \
 	"SELECT residency.apply($1::pg_catalog.text[], $2::pg_catalog.text[], " \
-	"$3::pg_catalog.text, $4::pg_catalog.bool, $5::pg_catalog.text[])"
+	"$3::pg_catalog.text, $4::pg_catalog.bool, $5::pg_catalog.text[], $6::pg_catalog.bool)"
 #define TRUNCATE_SQL \
 	"SELECT residency.apply_truncate($1::pg_catalog.text[])"
 
@@ -72,6 +72,9 @@ typedef struct Sender
 
 /* an unfinished batch: the regions hold back checks until its last piece */
 static bool batch_open = false;
+
+/* the client has deferred constraints, with SET CONSTRAINTS, in this transaction */
+static bool constraints_deferred = false;
 
 /* The name of a relation as the other regions know it. */
 static char *
@@ -412,7 +415,7 @@ send_everywhere(Oid relid, uint64 rows, const char *sql, int nparams, const char
 static void
 send_chunk(Sender *sender, bool last)
 {
-	const char *values[5];
+	const char *values[6];
 	NoteReader *most = NULL;
 	uint64		rows = 0;
 	ListCell   *lc;
@@ -432,7 +435,8 @@ send_chunk(Sender *sender, bool last)
 	values[2] = sender->changes.data;
 	values[3] = last ? "t" : "f";
 	values[4] = residency_text_array(sender->left_out);
-	send_everywhere(most != NULL ? most->table->relid : InvalidOid, rows, APPLY_SQL, 5, values, excluded);
+	values[5] = constraints_deferred ? "t" : "f";
+	send_everywhere(most != NULL ? most->table->relid : InvalidOid, rows, APPLY_SQL, 6, values, excluded);
 	batch_open = !last;
 
 	if (sender->notes)
@@ -563,6 +567,17 @@ produce(RemoteRegion *region)
 	residency_global_send(region == NULL, true);
 }
 
+/*
+ * Tells that the client has deferred constraints until the commit.  Then the other regions
+ * leave those that can be deferred until then, whichever the client has named: they check
+ * again what the gateway has checked, so later does no harm.
+ */
+void
+residency_global_constraints_deferred(void)
+{
+	constraints_deferred = true;
+}
+
 /* An unfinished batch ends with the transaction, or with the next send. */
 static void
 transaction_ended(XactEvent event, void *arg)
@@ -571,6 +586,7 @@ transaction_ended(XactEvent event, void *arg)
 		event == XACT_EVENT_PREPARE)
 	{
 		batch_open = false;
+		constraints_deferred = false;
 		residency_batch_ended();
 	}
 }

@@ -93,6 +93,7 @@ init_target(ApplyRun *run, ApplyTarget *target, int rti)
 	Relation	index;
 	Oid			function;
 	bool		varlena;
+	List	   *referring;
 
 	target->region_attno = residency_table_rule(RelationGetRelid(rel))->region_attno;
 	getTypeOutputInfo(TupleDescAttr(RelationGetDescr(rel), target->region_attno - 1)->atttypid,
@@ -112,7 +113,10 @@ init_target(ApplyRun *run, ApplyTarget *target, int rti)
 		lappend(run->estate->es_opened_result_relations, target->info);
 
 	for (int scope = 0; scope < SCOPE_COUNT; scope++)
-		target->triggers[scope] = residency_triggers_for(rel, scope);
+		target->triggers[scope] = residency_triggers_for(rel, scope, run->deferred);
+	referring = residency_referring_tables(rel);
+	target->referred = referring != NIL;
+	run->referring = list_concat_unique_oid(run->referring, referring);
 	target->text = residency_text_make(RelationGetDescr(rel), target->nkeys, target->keys);
 	target->image = ExecInitExtraTupleSlot(run->estate, RelationGetDescr(rel), &TTSOpsVirtual);
 	target->found = ExecInitExtraTupleSlot(run->estate, RelationGetDescr(rel),
@@ -341,9 +345,10 @@ checks_wait(ApplyRun *run)
 static void
 remember(ApplyRun *run, ApplyTarget *target, TupleTableSlot *old, TupleTableSlot *new)
 {
-	if (run->at_home && checks_wait(run))
-		residency_recheck_remember(RelationGetRelid(target->rel),
-								   old ? &old->tts_tid : NULL, new ? &new->tts_tid : NULL);
+	if (run->scope == SCOPE_HOME_PIECE ||
+		(run->scope == SCOPE_COPY_PIECE && old != NULL && target->referred))
+		residency_recheck_remember(RelationGetRelid(target->rel), run->scope == SCOPE_HOME_PIECE,
+								   run->deferred, old ? &old->tts_tid : NULL, new ? &new->tts_tid : NULL);
 }
 
 /*
@@ -513,16 +518,17 @@ void
 residency_target_apply(ApplyRun *run, ApplyTarget *target, ChangeReader *reader)
 {
 	MemoryContext old;
-	ApplyScope	scope = SCOPE_COPY;
 	Oid			user;
 	int			context;
 
 	begin_query(run, target);
 	act_as(run->owner, &user, &context);
 	old = MemoryContextSwitchTo(GetPerTupleMemoryContext(run->estate));
-	if (run->at_home)
-		scope = checks_wait(run) ? SCOPE_PIECE : SCOPE_HOME;
-	target->info->ri_TrigDesc = target->triggers[scope];
+	if (checks_wait(run))
+		run->scope = run->at_home ? SCOPE_HOME_PIECE : SCOPE_COPY_PIECE;
+	else
+		run->scope = run->at_home ? SCOPE_HOME : SCOPE_COPY;
+	target->info->ri_TrigDesc = target->triggers[run->scope];
 	clear_image(target);
 	switch (reader->kind)
 	{
@@ -562,7 +568,8 @@ residency_target_clear(ApplyRun *run, ApplyTarget *target)
 
 	begin_query(run, target);
 	act_as(run->owner, &user, &context);
-	target->info->ri_TrigDesc = target->triggers[SCOPE_COPY];
+	run->scope = SCOPE_CLEAR;
+	target->info->ri_TrigDesc = target->triggers[SCOPE_CLEAR];
 	snapshot = RegisterSnapshot(GetLatestSnapshot());
 	scan = table_beginscan(target->rel, snapshot, 0, NULL);
 	old = MemoryContextSwitchTo(GetPerTupleMemoryContext(run->estate));

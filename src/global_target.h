@@ -17,6 +17,7 @@ typedef struct ApplyTarget
 	TupleTableSlot *image;		/* the row, or just its key, as received */
 	TupleTableSlot *found;		/* the row that is there, locked */
 	TupleTableSlot *other;		/* the row that is at a move's destination */
+	bool		referred;		/* rows of global tables refer to its rows */
 	AttrNumber	region_attno;
 	FmgrInfo	region_out;		/* output function of the region column */
 	int			nkeys;

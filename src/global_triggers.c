@@ -6,15 +6,20 @@
  * Here only those fire that their owner has marked ENABLE ALWAYS or REPLICA, and
  * never our own.  Foreign keys:
  *
- *	 between global tables	the gateway has checked them on its copies, and the
- *							home checks again on the rows that decide; other
- *							copies do not.  Referential actions are not repeated:
- *							the rows that they changed are on their way.  But at
- *							the home they turn into a check that no reference is
- *							left, as somebody may have inserted one meanwhile.
+ *	 between global tables	the gateway has checked them on its copies.  That what a
+ *							row refers to exists is checked again at the row's home
+ *							only.  That nothing refers to a row that goes is checked
+ *							in every region: who makes a reference at another
+ *							gateway has locked what it refers to there, and perhaps
+ *							nowhere else, so only a check that waits for that lock
+ *							sees it.  Referential actions are not repeated, as the
+ *							rows that they changed are on their way; they turn into
+ *							the same check.
  *	 from other tables		rows of resident partitions, and of tables that only
  *							this region has, are checked and acted on in every
  *							region: only it can see them.
+ *
+ * If the client has deferred constraints, all that can be deferred wait for the commit.
  *
  * A table's triggers are copied once per scope with all that must not fire set to
  * disabled.  The copies have the same triggers at the same positions, since the
@@ -65,12 +70,14 @@ between_global_tables(Trigger *trigger)
 
 /*
  * True for a foreign key's trigger whose check waits for the last piece of a batch:
- * one that the home runs at once, and that an incomplete batch could fail.
+ * one that is not left to the commit, and that an incomplete batch could fail.
+ * "deferred" says that the client has deferred constraints.
  */
 bool
-residency_trigger_waits(Trigger *trigger)
+residency_trigger_waits(Trigger *trigger, bool deferred)
 {
 	return trigger->tgisinternal && !trigger->tginitdeferred &&
+		!(deferred && trigger->tgdeferrable) &&
 		trigger->tgenabled != TRIGGER_DISABLED &&
 		RI_FKey_trigger_type(trigger->tgfoid) != RI_TRIGGER_NONE &&
 		(RI_FKey_trigger_type(trigger->tgfoid) == RI_TRIGGER_FK ||
@@ -102,8 +109,10 @@ residency_trigger_function(Trigger *trigger)
 
 /* Decides whether a trigger fires in a scope: see the head of this file. */
 static bool
-fires(Trigger *trigger, ApplyScope scope)
+fires(Trigger *trigger, ApplyScope scope, bool deferred)
 {
+	bool		piece = scope == SCOPE_COPY_PIECE || scope == SCOPE_HOME_PIECE;
+
 	if (trigger->tgenabled == TRIGGER_DISABLED)
 		return false;
 	if (!trigger->tgisinternal)
@@ -113,25 +122,46 @@ fires(Trigger *trigger, ApplyScope scope)
 	switch (RI_FKey_trigger_type(trigger->tgfoid))
 	{
 		case RI_TRIGGER_FK:
-			return scope == SCOPE_HOME ||
-				(scope == SCOPE_PIECE && !residency_trigger_waits(trigger));
+			if (scope != SCOPE_HOME && scope != SCOPE_HOME_PIECE)
+				return false;
+			return !piece || !residency_trigger_waits(trigger, deferred);
 		case RI_TRIGGER_PK:
 			if (!between_global_tables(trigger))
 				return true;
-			return scope == SCOPE_HOME ||
-				(scope == SCOPE_PIECE && !residency_trigger_waits(trigger));
+			if (scope == SCOPE_CLEAR)
+				return false;
+			return !piece || !residency_trigger_waits(trigger, deferred);
 		default:
 			/* deferrable unique constraints, and what later versions invent */
 			return true;
 	}
 }
 
+/* The other global tables, and this one, whose rows refer to rows of a table (OIDs). */
+List *
+residency_referring_tables(Relation rel)
+{
+	TriggerDesc *desc = rel->trigdesc;
+	List	   *tables = NIL;
+
+	for (int i = 0; desc && i < desc->numtriggers; i++)
+	{
+		Trigger    *trigger = &desc->triggers[i];
+
+		if (trigger->tgisinternal &&
+			RI_FKey_trigger_type(trigger->tgfoid) == RI_TRIGGER_PK &&
+			between_global_tables(trigger))
+			tables = list_append_unique_oid(tables, trigger->tgconstrrelid);
+	}
+	return tables;
+}
+
 /*
  * The triggers of a table as rows of this scope see them, in the current memory
- * context; NULL if the table has none.
+ * context; NULL if the table has none.  "deferred": the client has deferred constraints.
  */
 TriggerDesc *
-residency_triggers_for(Relation rel, ApplyScope scope)
+residency_triggers_for(Relation rel, ApplyScope scope, bool deferred)
 {
 	TriggerDesc *desc = CopyTriggerDesc(rel->trigdesc);
 
@@ -141,12 +171,14 @@ residency_triggers_for(Relation rel, ApplyScope scope)
 	{
 		Trigger    *trigger = &desc->triggers[i];
 
-		if (!fires(trigger, scope))
+		if (!fires(trigger, scope, deferred))
 			trigger->tgenabled = TRIGGER_DISABLED;
 		else
 		{
 			trigger->tgenabled = TRIGGER_FIRES_ALWAYS;
 			trigger->tgfoid = residency_trigger_function(trigger);
+			if (trigger->tgisinternal && deferred)
+				trigger->tginitdeferred = trigger->tgdeferrable;
 		}
 	}
 	return desc;

@@ -198,7 +198,7 @@ is($r->all_equal(q{SELECT string_agg(length(note)::text, ' ' ORDER BY id) FROM a
 
 # --- what is refused -------------------------------------------------------------------------------
 $r->fails('usa', q{INSERT INTO app.item VALUES (90, 'atlantis', 'x')}, '08\w{3}|22\w{3}|23\w{3}|42\w{3}', qr/atlantis/, 'a row of no region');
-$r->fails('usa', q{SELECT residency.apply('{app.item}', '{usa}', '', true, '{}')}, '42501', qr/opened by another region/, 'apply is for regions only');
+$r->fails('usa', q{SELECT residency.apply('{app.item}', '{usa}', '', true, '{}', false)}, '42501', qr/opened by another region/, 'apply is for regions only');
 $r->psql('usa', q{CREATE ROLE plain});
 $r->fails('usa', q{SET ROLE plain; SELECT residency.apply_truncate('{app.item}')}, '42501', qr/permission denied/, 'and not even callable by others');
 $r->all_equal(q{SELECT count(*) FROM app.item}, 'nothing happened');
