@@ -120,6 +120,7 @@ BEGIN
 	PERFORM residency.end_sessions(region);
 	-- it gets complete copies; what it alone had made stays, to be decided about
 	DELETE FROM residency.backlog b WHERE b.region = region;
+	DELETE FROM residency.backlog_move b WHERE b.region = region;
 	DELETE FROM residency.conflict c WHERE c.region = region AND c.kind <> 'key';
 	UPDATE residency.conflict c SET constraint_name = NULL WHERE c.region = region;
 	RETURN role;

@@ -11,9 +11,11 @@
  *	2. H, in its part of the same transaction, takes the shared lock on R at H, which
  *	   PREPARE keeps, and notes (R, table, key) in residency.backlog.  No other region
  *	   does: so there is one place that knows what R lacks of a row.
- *	3. H's worker ships the row's state as it is then, and deletes the note, in one
- *	   distributed transaction (global_catchup.c), whoever made the note, and whatever
- *	   H itself thinks of R as long as R answers it.
+ *	   If the row's key becomes another one, H notes both, and in residency.backlog_move which
+ *	   became which: R's row must get the new key, too, so that what refers to it there follows.
+ *	3. H's worker ships the row's state as it is then, behind all moves of its key, and deletes
+ *	   the note, in one distributed transaction (global_catchup.c), whoever made the note, and
+ *	   whatever H itself thinks of R as long as R answers it.
  *	4. When R answers again and G's own notes are shipped, G's worker takes the lock
  *	   exclusively, which outlasts every transaction of G, and every one noted at G, that
  *	   leaves R out; ships what they noted; and only then R is up in the eyes of G.
@@ -33,6 +35,8 @@
  *	  locked it (global_catchup.c).  So nothing older ever overwrites something newer.
  *	- A row's home changes only while nobody is left out: then R has the row, and a note
  *	  about it at the old home tells R what it knows, that the old home has none.
+ *	- A move is there only as long as the notes of both its keys are, and a note of one of them
+ *	  is not shipped in front of it.
  *	- "up" is what G thinks.  Another gateway may think otherwise, and R may be up while
  *	  a third home still has notes about it (their link is cut, or one was in doubt):
  *	  these are shipped when they can be.
@@ -275,20 +279,54 @@ residency_backlog_begin(void)
 
 	notes->relations = initArrayResult(OIDOID, CurrentMemoryContext, false);
 	notes->keys = initArrayResult(TEXTOID, CurrentMemoryContext, false);
+	notes->moved = initArrayResult(OIDOID, CurrentMemoryContext, false);
+	notes->was = initArrayResult(TEXTOID, CurrentMemoryContext, false);
+	notes->became = initArrayResult(TEXTOID, CurrentMemoryContext, false);
 	return notes;
+}
+
+/* one more string of an array */
+static void
+add_text(ArrayBuildState *array, const char *string)
+{
+	Datum		text = CStringGetTextDatum(string);
+
+	accumArrayResult(array, text, false, TEXTOID, array->mcontext);
+	pfree(DatumGetPointer(text));
 }
 
 /* one more key, written as it travels; a key that comes twice is noted once */
 void
 residency_backlog_add(BacklogNotes *notes, Oid relid, const char *key)
 {
-	Datum		text = CStringGetTextDatum(key);
-
 	accumArrayResult(notes->relations, ObjectIdGetDatum(relid), false, OIDOID,
 					 notes->relations->mcontext);
-	accumArrayResult(notes->keys, text, false, TEXTOID, notes->keys->mcontext);
-	pfree(DatumGetPointer(text));
+	add_text(notes->keys, key);
 	notes->n++;
+}
+
+/* a row's key became another one; both are, or will be, added in the same transaction */
+void
+residency_backlog_move(BacklogNotes *notes, Oid relid, const char *was, const char *key)
+{
+	accumArrayResult(notes->moved, ObjectIdGetDatum(relid), false, OIDOID, notes->moved->mcontext);
+	add_text(notes->was, was);
+	add_text(notes->became, key);
+}
+
+/* Writes the moves that were collected, for each of the regions (name[]); SPI is connected. */
+static void
+write_moves(BacklogNotes *notes, Datum regions)
+{
+	Oid			types[] = {NAMEARRAYOID, OIDARRAYOID, TEXTARRAYOID, TEXTARRAYOID};
+	Datum		values[] = {regions, makeArrayResult(notes->moved, CurrentMemoryContext),
+		makeArrayResult(notes->was, CurrentMemoryContext), makeArrayResult(notes->became, CurrentMemoryContext)};
+
+	residency_spi_as_owner("INSERT INTO residency.backlog_move (region, relation, was, key) "
+						   "SELECT r, u.t, u.w, u.k FROM ROWS FROM (pg_catalog.unnest($2), pg_catalog.unnest($3), "
+						   "pg_catalog.unnest($4)) WITH ORDINALITY AS u (t, w, k, n) "
+						   "CROSS JOIN pg_catalog.unnest($1) AS r ORDER BY u.n",
+						   lengthof(types), types, values, false);
 }
 
 /*
@@ -316,7 +354,7 @@ residency_backlog_write(BacklogNotes *notes, List *regions)
 		accumArrayResult(names, DirectFunctionCall1(namein, CStringGetDatum(lfirst(lc))),
 						 false, NAMEOID, CurrentMemoryContext);
 	}
-	if (notes->n == 0 || names->nelems == 0)
+	if ((notes->n == 0 && notes->moved->nelems == 0) || names->nelems == 0)
 		return;
 	values[0] = makeArrayResult(names, CurrentMemoryContext);
 	values[1] = makeArrayResult(notes->relations, CurrentMemoryContext);
@@ -343,6 +381,8 @@ residency_backlog_write(BacklogNotes *notes, List *regions)
 	code = SPI_execute_plan(plan, values, NULL, false, 0);
 	if (code != SPI_OK_INSERT)
 		elog(ERROR, "SPI failed with code %d", code);
+	if (notes->moved->nelems > 0)
+		write_moves(notes, values[0]);
 	PopActiveSnapshot();
 	SPI_finish();
 	SetUserIdAndSecContext(user, context);
@@ -382,7 +422,9 @@ residency_backlog_disown(Oid relid, const char *key)
 
 	if (SPI_connect() != SPI_OK_CONNECT)
 		elog(ERROR, "SPI_connect failed");
-	residency_spi_as_owner("DELETE FROM residency.backlog WHERE relation OPERATOR(pg_catalog.=) $1 "
+	residency_spi_as_owner("WITH m AS (DELETE FROM residency.backlog_move WHERE relation OPERATOR(pg_catalog.=) $1 "
+						   "AND $2 OPERATOR(pg_catalog.=) ANY (ARRAY[was, key])) "
+						   "DELETE FROM residency.backlog WHERE relation OPERATOR(pg_catalog.=) $1 "
 						   "AND key OPERATOR(pg_catalog.=) $2",
 						   lengthof(types), types, values, false);
 	SPI_finish();

@@ -6,7 +6,9 @@
  * global_probe.c			finds rows without waiting for anybody
  * global_noted_keys.c		reads noted keys; keeps DDL from changing them
  * global_catchup.c			ships what was noted, one batch in one transaction
- * global_catchup_apply.c	takes it
+ * global_catchup_notes.c	takes the notes of a batch, and deletes those that were dealt with
+ * global_catchup_apply.c	takes what was shipped
+ * global_catchup_judge.c	decides what becomes of it
  * global_catchup_errors.c	what errors mean there
  * global_catchup_worker.c	keeps shipping
  * global_catchup_flip.c	makes regions "up" again
@@ -28,6 +30,10 @@ typedef struct BacklogNotes
 	ArrayBuildState *relations; /* oid */
 	ArrayBuildState *keys;		/* text, as they travel */
 	int			n;
+	/* keys that rows have changed: of tables, from, to */
+	ArrayBuildState *moved;
+	ArrayBuildState *was;
+	ArrayBuildState *became;
 } BacklogNotes;
 
 /* finds rows of one table by primary key */
@@ -103,6 +109,9 @@ typedef struct ShipResult
 	bool		full;			/* there may be more behind it */
 } ShipResult;
 
+/* global_capture.c */
+extern bool residency_rows_shipped;
+
 /* global_probe.c */
 extern RowProbe *residency_probe_open(Relation rel);
 extern void residency_probe_close(RowProbe *probe);
@@ -141,6 +150,7 @@ extern VirtualTransactionId *residency_backlog_holders(const char *region, int *
 extern void residency_backlog_unlock_exclusive(const char *region);
 extern BacklogNotes *residency_backlog_begin(void);
 extern void residency_backlog_add(BacklogNotes *notes, Oid relid, const char *key);
+extern void residency_backlog_move(BacklogNotes *notes, Oid relid, const char *was, const char *key);
 extern void residency_backlog_write(BacklogNotes *notes, List *regions);
 extern void residency_backlog_own(Oid relid, const char *key);
 extern void residency_backlog_disown(Oid relid, const char *key);

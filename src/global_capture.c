@@ -9,16 +9,20 @@
  * In a session that a gateway opened, residency.apply() never lets this trigger
  * fire for what it writes.  So a call there means that something else writes a
  * global table (a user's trigger, say): its change would reach the other regions
- * behind the back of the gateway that commits the transaction, and is refused.
+ * behind the back of the gateway that commits the transaction, and is refused.  The
+ * exception is what foreign keys' actions write while rows are shipped here: see
+ * note_action().
  */
 #include "residency.h"
 
 #include "access/htup_details.h"
 #include "access/transam.h"
 #include "access/xact.h"
+#include "catalog/pg_constraint.h"
 #include "commands/trigger.h"
 #include "utils/datum.h"
 #include "utils/rel.h"
+#include "utils/syscache.h"
 
 #include "global_catchup.h"
 #include "global_internal.h"
@@ -27,6 +31,9 @@
 #include "remote.h"
 
 PG_FUNCTION_INFO_V1(residency_capture);
+
+/* rows are being shipped here, in this session */
+bool		residency_rows_shipped = false;
 
 /* Throws if this session is a leaf: see the head of this file. */
 static void
@@ -41,6 +48,30 @@ refuse_in_leaf(Relation rel)
 						RelationGetRelationName(rel), gateway),
 				 errdetail("Triggers that run here for rows written elsewhere cannot write global tables."),
 				 errhint("Let a trigger of a global table write it at the gateway: one that is not ENABLE ALWAYS or REPLICA.")));
+}
+
+/* True if rows of the table follow when what they refer to in a global table gets another key. */
+static bool
+follows_others(Relation rel)
+{
+	ListCell   *lc;
+
+	foreach(lc, RelationGetFKeyList(rel))
+	{
+		ForeignKeyCacheInfo *key = lfirst(lc);
+		const TableRule *rule = residency_table_rule(key->confrelid);
+		HeapTuple	tuple = SearchSysCache1(CONSTROID, ObjectIdGetDatum(key->conoid));
+		char		action = '\0';
+
+		if (HeapTupleIsValid(tuple))
+		{
+			action = ((Form_pg_constraint) GETSTRUCT(tuple))->confupdtype;
+			ReleaseSysCache(tuple);
+		}
+		if (rule != NULL && rule->kind == RESIDENCY_GLOBAL && strchr("cnd", action) != NULL && action != '\0')
+			return true;
+	}
+	return false;
 }
 
 /*
@@ -166,6 +197,57 @@ capture_row(TriggerData *trigdata, NoteTable *table)
 	note_old(table, rel, old, key, ours);
 }
 
+/* A row's key, as it travels. */
+static char *
+key_text(RowProbe *probe, HeapTuple tuple)
+{
+	StringInfoData text;
+	Datum		key[INDEX_MAX_KEYS];
+
+	for (int k = 0; k < probe->nkeys; k++)
+	{
+		bool		isnull;
+
+		key[k] = heap_getattr(tuple, probe->keys[k], RelationGetDescr(probe->rel), &isnull);
+	}
+	initStringInfo(&text);
+	residency_text_key(&text, probe->text, key);
+	return text.data;
+}
+
+/*
+ * A row has followed one that was shipped here with another key.  Its home ships what it
+ * has become; if that is this region, which may be the only one that has the row, it is noted
+ * for all others.
+ */
+static void
+note_action(Relation rel, HeapTuple old, HeapTuple new)
+{
+	RowProbe   *probe = residency_probe_open(rel);
+	int			level = residency_text_begin();
+	bool		isnull;
+	Datum		home = heap_getattr(new, probe->region_attno, RelationGetDescr(rel), &isnull);
+	List	   *others = NIL;
+	ListCell   *lc;
+
+	if (!isnull && strcmp(OutputFunctionCall(&probe->region_out, home), residency_self()->region) == 0)
+	{
+		BacklogNotes *notes = residency_backlog_begin();
+		char	   *was = key_text(probe, old);
+		char	   *key = key_text(probe, new);
+
+		foreach(lc, residency_other_servers())
+			others = lappend(others, residency_server_region(lfirst_oid(lc)));
+		residency_backlog_add(notes, RelationGetRelid(rel), was);
+		residency_backlog_add(notes, RelationGetRelid(rel), key);
+		if (strcmp(was, key) != 0)
+			residency_backlog_move(notes, RelationGetRelid(rel), was, key);
+		residency_backlog_write(notes, others);
+	}
+	residency_text_end(level);
+	residency_probe_close(probe);
+}
+
 /*
  * residency.capture(): AFTER INSERT OR UPDATE OR DELETE FOR EACH ROW, and AFTER
  * TRUNCATE FOR EACH STATEMENT, on global tables.
@@ -181,6 +263,12 @@ residency_capture(PG_FUNCTION_ARGS)
 				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
 				 errmsg("residency.capture() can only be called as an AFTER trigger")));
 
+	if (residency_rows_shipped && TRIGGER_FIRED_BY_UPDATE(trigdata->tg_event) &&
+		follows_others(trigdata->tg_relation))
+	{
+		note_action(trigdata->tg_relation, trigdata->tg_trigtuple, trigdata->tg_newtuple);
+		return PointerGetDatum(NULL);
+	}
 	refuse_in_leaf(trigdata->tg_relation);
 	table = residency_note_table(trigdata->tg_relation);
 	if (residency_other_servers() == NIL)

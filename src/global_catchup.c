@@ -2,10 +2,11 @@
  * global_catchup.c
  *		Ships what was noted about a region: one batch, in one distributed transaction.
  *
- *	 1. The oldest notes are locked, but for those that somebody else holds.
+ *	 1. The oldest notes are locked, but for those that somebody else holds; then the moves that
+ *		they depend on (global_catchup_notes.c).
  *	 2. Each key's row is read and locked as it is now.  A row that somebody is writing,
  *		or whose writer is in doubt, is passed over: its note stays for the next time.
- *	 3. The rows go out in full, or as absent, and the region answers what became of each
+ *	 3. The moves go out, then the rows in full, or as absent, and the region answers what became of each
  *		(global_catchup_apply.c).  It waits for nobody either.
  *	 4. For rows that were deleted there: they must still not be here.  A writer that
  *		thinks the region is up touches no note, so it could have made the row anew in
@@ -34,6 +35,7 @@
 #include "commit_internal.h"
 #include "fault.h"
 #include "global_backlog.h"
+#include "global_catchup.h"
 #include "regions.h"
 #include "remote.h"
 
@@ -46,195 +48,48 @@ PG_FUNCTION_INFO_V1(residency_ship);
 	"SELECT number, outcome, kind, constraint_name, content FROM residency.apply_shipped(" \
 	"$1::pg_catalog.text[], $2::pg_catalog.text, $3::pg_catalog.text, $4::pg_catalog.bool)"
 
-/* a table with notes */
-typedef struct ShipTable
-{
-	Oid			relid;
-	RowProbe   *probe;			/* NULL: not a global table any more, or */
-	bool		blocked;		/* it cannot be read now */
-	int			wire_number;	/* 0: not in this request yet */
-} ShipTable;
-
-/* one note at hand */
-typedef struct ShipNote
-{
-	int64		seq;
-	ShipTable  *table;
-	char	   *key;
-	bool		refused;		/* a constraint failed before */
-	bool		overdue;		/* for longer than the patience */
-	bool		unreadable;		/* the key is none of the table's, as it is now */
-	bool		absent;			/* was shipped as no more */
-	char		outcome;		/* ShipOutcome; SHIP_BUSY until known otherwise */
-} ShipNote;
-
-typedef struct Shipment
-{
-	const ShipOrder *order;
-	const char *region;
-	MemoryContext context;
-	List	   *tables;			/* ShipTable */
-	List	   *names;			/* char *, in the order of wire numbers */
-	ShipNote   *notes;
-	int			nnotes;
-	ShipNote  **sent;			/* in the order of the records */
-	int			nsent;
-	StringInfoData changes;
-} Shipment;
-
-/*
- * The table of a note, opened at its first.  One that somebody has locked against readers,
- * or that has lost its primary key, keeps its notes for now, and holds up no others.
- */
-static ShipTable *
-open_table(Shipment *shipment, Oid relid)
-{
-	ShipTable  *table;
-	Relation	rel;
-	ListCell   *lc;
-	const TableRule *rule;
-
-	foreach(lc, shipment->tables)
-		if (((ShipTable *) lfirst(lc))->relid == relid)
-			return lfirst(lc);
-	table = palloc0(sizeof(ShipTable));
-	table->relid = relid;
-	shipment->tables = lappend(shipment->tables, table);
-	table->blocked = !ConditionalLockRelationOid(relid, RowShareLock);
-	rel = table->blocked ? NULL : try_relation_open(relid, NoLock);
-	if (rel == NULL)
-		return table;
-	rule = residency_table_rule(relid);
-	if (rule != NULL && rule->kind == RESIDENCY_GLOBAL && rel->rd_rel->relkind == RELKIND_RELATION)
-		table->blocked = !OidIsValid(RelationGetPrimaryKeyIndex(rel));
-	else
-	{
-		relation_close(rel, RowShareLock);
-		return table;
-	}
-	if (table->blocked)
-		relation_close(rel, NoLock);
-	else
-		table->probe = residency_probe_open(rel);
-	return table;
-}
-
-/* Closes all tables; locks stay until the transaction ends. */
-static void
-close_tables(Shipment *shipment)
-{
-	ListCell   *lc;
-
-	foreach(lc, shipment->tables)
-	{
-		RowProbe   *probe = ((ShipTable *) lfirst(lc))->probe;
-
-		if (probe == NULL)
-			continue;
-		residency_probe_close(probe);
-		table_close(probe->rel, NoLock);
-	}
-}
-
-/* has been refused for longer than that many seconds */
-#define IS_OVERDUE(seconds) \
-	"refused_at OPERATOR(pg_catalog.<) " \
-	"(pg_catalog.now() OPERATOR(pg_catalog.-) pg_catalog.make_interval(secs => " seconds "))"
-
-#define TAKE_SQL(condition) \
-	"SELECT seq, relation, key, refused_at IS NOT NULL, coalesce(" IS_OVERDUE("$4") ", false) " \
-	"FROM residency.backlog WHERE region OPERATOR(pg_catalog.=) $1 " \
-	"AND seq OPERATOR(pg_catalog.>) $2 " condition " ORDER BY seq LIMIT $3 FOR UPDATE SKIP LOCKED"
-
-/*
- * Step 1: locks and reads the oldest notes behind a position, and tells at once which these
- * are.  SPI is connected.
- */
-static void
-take_notes(Shipment *shipment, ShipResult *result)
-{
-	const ShipOrder *order = shipment->order;
-	Oid			types[] = {NAMEOID, INT8OID, INT4OID, FLOAT8OID};
-	Datum		values[] = {DirectFunctionCall1(namein, CStringGetDatum(shipment->region)),
-		Int64GetDatum(order->after), Int32GetDatum(order->limit), Float8GetDatum(order->patience / 1000.0)};
-	MemoryContext old;
-
-	PushActiveSnapshot(GetLatestSnapshot());
-	residency_spi_as_owner(order->overdue ? TAKE_SQL("AND refused_at IS NOT NULL AND " IS_OVERDUE("$4")) : TAKE_SQL(""),
-						   lengthof(types), types, values, false);
-	PopActiveSnapshot();
-	old = MemoryContextSwitchTo(shipment->context);
-	shipment->nnotes = (int) SPI_processed;
-	shipment->notes = palloc0(sizeof(ShipNote) * Max(shipment->nnotes, 1));
-	shipment->sent = palloc0(sizeof(ShipNote *) * Max(shipment->nnotes, 1));
-	for (int i = 0; i < shipment->nnotes; i++)
-	{
-		HeapTuple	tuple = SPI_tuptable->vals[i];
-		TupleDesc	desc = SPI_tuptable->tupdesc;
-		ShipNote   *note = &shipment->notes[i];
-		bool		isnull;
-
-		note->seq = DatumGetInt64(SPI_getbinval(tuple, desc, 1, &isnull));
-		note->table = open_table(shipment, DatumGetObjectId(SPI_getbinval(tuple, desc, 2, &isnull)));
-		note->key = SPI_getvalue(tuple, desc, 3);
-		note->refused = DatumGetBool(SPI_getbinval(tuple, desc, 4, &isnull));
-		note->overdue = DatumGetBool(SPI_getbinval(tuple, desc, 5, &isnull));
-		note->outcome = SHIP_BUSY;
-		result->last = note->seq;
-	}
-	result->taken = shipment->nnotes;
-	MemoryContextSwitchTo(old);
-}
-
-/* The key of a note goes into its table's probe. */
-static void
-set_key(ShipNote *note)
-{
-	RowProbe   *probe = note->table->probe;
-
-	residency_noted_key_read(note->key, probe->text, probe->values, probe->nulls);
-}
-
-/* some notes of a batch */
-typedef struct NoteRange
-{
-	ShipNote   *notes;
-	int			n;
-} NoteRange;
-
-/* Reads their keys. */
-static void
-read_range(void *arg)
-{
-	NoteRange  *range = arg;
-
-	for (int i = 0; i < range->n; i++)
-		if (range->notes[i].table->probe != NULL)
-			set_key(&range->notes[i]);
-}
-
-/* Finds out which keys cannot be read: one by one, if that does not go well for all at once. */
-static void
-check_keys(Shipment *shipment)
-{
-	NoteRange	all = {shipment->notes, shipment->nnotes};
-	int			level = residency_text_begin();
-
-	if (!residency_keys_try(read_range, &all))
-		for (int i = 0; i < shipment->nnotes; i++)
-		{
-			NoteRange	one = {&shipment->notes[i], 1};
-
-			shipment->notes[i].unreadable = !residency_keys_try(read_range, &one);
-		}
-	residency_text_end(level);
-}
-
 /* True if the row in the probe's slot has its home here. */
 static bool
 is_ours(RowProbe *probe)
 {
 	return strcmp(residency_probe_home(probe), residency_self()->region) == 0;
+}
+
+/* Position of a table in this request. */
+static int
+wire_number(Shipment *shipment, ShipTable *table)
+{
+	Relation	rel = table->probe->rel;
+	MemoryContext old;
+
+	if (table->wire_number > 0)
+		return table->wire_number;
+	old = MemoryContextSwitchTo(shipment->context);
+	shipment->names = lappend(shipment->names,
+							  quote_qualified_identifier(get_namespace_name(RelationGetNamespace(rel)),
+														 RelationGetRelationName(rel)));
+	table->wire_number = list_length(shipment->names);
+	MemoryContextSwitchTo(old);
+	return table->wire_number;
+}
+
+/* Step 2 for a move: it is told as it was, whatever the rows are now. */
+static void
+put_move(Shipment *shipment, ShipNote *move)
+{
+	ShipTable  *table = move->table;
+
+	if (table->probe == NULL)
+		move->outcome = table->blocked ? SHIP_BUSY : SHIP_DONE;
+	else if (move->unreadable)
+		move->outcome = SHIP_LATER;
+	else
+	{
+		residency_text_head(&shipment->changes, CHANGE_MOVE, CHECK_NONE, wire_number(shipment, table), 0, 0);
+		appendStringInfoString(&shipment->changes, move->was);
+		appendStringInfoString(&shipment->changes, move->key);
+		shipment->sent[shipment->nsent++] = move;
+	}
 }
 
 /* Step 2 for one note: writes its record, or says why there is none. */
@@ -259,24 +114,14 @@ put_note(Shipment *shipment, ShipNote *note)
 									 residency_self()->region, NULL, NULL);
 		return;
 	}
-	set_key(note);
+	residency_shipment_set_key(note);
 	result = residency_probe_row(probe, true);
 	if (result == PROBE_BUSY)
 		return;
-	if (table->wire_number == 0)
-	{
-		MemoryContext old = MemoryContextSwitchTo(shipment->context);
-
-		shipment->names = lappend(shipment->names,
-								  quote_qualified_identifier(get_namespace_name(RelationGetNamespace(probe->rel)),
-															 RelationGetRelationName(probe->rel)));
-		table->wire_number = list_length(shipment->names);
-		MemoryContextSwitchTo(old);
-	}
 	/* another region's row is its own business, but the row that was ours is no more */
 	note->absent = result == PROBE_NONE || !is_ours(probe);
 	residency_text_head(&shipment->changes, note->absent ? CHANGE_DELETE : CHANGE_STATE, CHECK_NONE,
-						table->wire_number, 0, 0);
+						wire_number(shipment, table), 0, 0);
 	if (note->absent)
 		appendStringInfoString(&shipment->changes, note->key);
 	else
@@ -298,10 +143,13 @@ put_notes(Shipment *shipment)
 		MemoryContext old = MemoryContextSwitchTo(row);
 
 		CHECK_FOR_INTERRUPTS();
-		put_note(shipment, &shipment->notes[i]);
+		if (i < shipment->nmoves)
+			put_move(shipment, &shipment->notes[i]);
+		else
+			put_note(shipment, &shipment->notes[i]);
 		MemoryContextSwitchTo(old);
 		MemoryContextReset(row);
-		if (shipment->changes.len >= SHIP_BYTES)
+		if (i >= shipment->nmoves && shipment->changes.len >= SHIP_BYTES)
 			shipment->nnotes = i + 1;
 	}
 	residency_text_end(level);
@@ -343,7 +191,7 @@ store_conflict(Shipment *shipment, ShipNote *note, PGresult *res, int row)
 
 	if (content == NULL && note->outcome == SHIP_CONFLICT && !note->absent)
 	{
-		set_key(note);
+		residency_shipment_set_key(note);
 		if (residency_probe_row(probe, false) == PROBE_ROW)
 			content = residency_row_as_json(RelationGetDescr(probe->rel), probe->slot->tts_values,
 											probe->slot->tts_isnull);
@@ -413,7 +261,7 @@ look_again(Shipment *shipment)
 
 		if (note->outcome != SHIP_DELETED)
 			continue;
-		set_key(note);
+		residency_shipment_set_key(note);
 		result = residency_probe_row(note->table->probe, false);
 		if (result == PROBE_BUSY || (result == PROBE_ROW && is_ours(note->table->probe)))
 			ereport(ERROR,
@@ -422,97 +270,6 @@ look_again(Shipment *shipment)
 							RelationGetRelationName(note->table->probe->rel), shipment->region),
 					 errhint("It is tried again.")));
 	}
-}
-
-/* Deletes notes about the region, by position. */
-static void
-delete_notes(Shipment *shipment, Datum *positions, int n)
-{
-	Oid			types[] = {NAMEOID, INT8ARRAYOID};
-	Datum		values[2];
-
-	if (n == 0)
-		return;
-	values[0] = DirectFunctionCall1(namein, CStringGetDatum(shipment->region));
-	values[1] = PointerGetDatum(construct_array(positions, n, INT8OID, 8, FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
-	PushActiveSnapshot(GetLatestSnapshot());
-	residency_spi_as_owner("DELETE FROM residency.backlog WHERE region OPERATOR(pg_catalog.=) $1 "
-						   "AND seq OPERATOR(pg_catalog.=) ANY ($2)",
-						   lengthof(types), types, values, false);
-	PopActiveSnapshot();
-}
-
-/*
- * Marks notes that were refused for the first time.  One whose row is a conflict already has
- * been refused since that came up: a row that is written all the time would get new patience
- * each time, and keep the region from being up.  Returns how many are overdue by that.
- */
-static int
-mark_refused(Shipment *shipment, Datum *positions, int n)
-{
-	Oid			types[] = {NAMEOID, INT8ARRAYOID, FLOAT8OID};
-	Datum		values[3];
-	bool		isnull;
-	int64		overdue;
-
-	if (n == 0)
-		return 0;
-	values[0] = DirectFunctionCall1(namein, CStringGetDatum(shipment->region));
-	values[1] = PointerGetDatum(construct_array(positions, n, INT8OID, 8, FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
-	values[2] = Float8GetDatum(shipment->order->patience / 1000.0);
-	PushActiveSnapshot(GetLatestSnapshot());
-	residency_spi_as_owner("WITH marked AS (UPDATE residency.backlog AS b SET refused_at = LEAST(pg_catalog.now(), "
-						   "(SELECT pg_catalog.min(c.noticed_at) FROM residency.conflict AS c "
-						   "WHERE c.relation OPERATOR(pg_catalog.=) b.relation AND c.key OPERATOR(pg_catalog.=) b.key "
-						   "AND c.region OPERATOR(pg_catalog.=) b.region AND c.kind OPERATOR(pg_catalog.<>) 'key')) "
-						   "WHERE b.region OPERATOR(pg_catalog.=) $1 AND b.seq OPERATOR(pg_catalog.=) ANY ($2) "
-						   "RETURNING b.refused_at) "
-						   "SELECT pg_catalog.count(*) FROM marked WHERE " IS_OVERDUE("$3"),
-						   lengthof(types), types, values, false);
-	PopActiveSnapshot();
-	overdue = DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
-	return (int) overdue;
-}
-
-/*
- * Step 5: deletes the notes that were dealt with, and marks those that were refused, since
- * when; SPI is connected.
- */
-static ShipResult
-finish(Shipment *shipment)
-{
-	ShipResult	result = {0};
-	Datum	   *done = palloc(sizeof(Datum) * Max(shipment->nnotes, 1));
-	Datum	   *refused = palloc(sizeof(Datum) * Max(shipment->nnotes, 1));
-	int			nrefused = 0;
-	BacklogNotes *cured = residency_backlog_begin();
-
-	for (int i = 0; i < shipment->nnotes; i++)
-	{
-		ShipNote   *note = &shipment->notes[i];
-
-		result.taken++;
-		result.last = note->seq;
-		if (note->outcome == SHIP_LATER)
-			result.later++;
-		if (note->outcome == SHIP_LATER && note->overdue)
-			result.overdue++;
-		if (note->outcome == SHIP_LATER && !note->refused)
-			refused[nrefused++] = Int64GetDatum(note->seq);
-		if (note->outcome == SHIP_LATER || note->outcome == SHIP_BUSY)
-			continue;
-		done[result.done++] = Int64GetDatum(note->seq);
-		if (note->outcome == SHIP_CONFLICT)
-			result.conflicts++;
-		else
-			residency_backlog_add(cured, note->table->relid, note->key);
-	}
-	delete_notes(shipment, done, result.done);
-	result.overdue += mark_refused(shipment, refused, nrefused);
-	if (cured->n > 0 && residency_conflicts_exist())
-		residency_conflict_cured(shipment->region, NULL, makeArrayResult(cured->relations, CurrentMemoryContext),
-								 makeArrayResult(cured->keys, CurrentMemoryContext));
-	return result;
 }
 
 /*
@@ -531,9 +288,8 @@ residency_ship_batch(const ShipOrder *order, ShipResult *result)
 	if (SPI_connect() != SPI_OK_CONNECT)
 		elog(ERROR, "SPI_connect failed");
 	initStringInfo(&shipment.changes);
-	take_notes(&shipment, result);
-	full = shipment.nnotes >= order->limit;
-	check_keys(&shipment);
+	residency_shipment_take(&shipment, result);
+	full = result->taken >= order->limit;
 	put_notes(&shipment);
 	full = full || shipment.changes.len >= SHIP_BYTES;
 	if (shipment.nsent > 0)
@@ -543,9 +299,9 @@ residency_ship_batch(const ShipOrder *order, ShipResult *result)
 		RESIDENCY_FAULT(ship_answered);
 		look_again(&shipment);
 	}
-	*result = finish(&shipment);
+	*result = residency_shipment_finish(&shipment);
 	result->full = full;
-	close_tables(&shipment);
+	residency_shipment_close(&shipment);
 	SPI_finish();
 }
 

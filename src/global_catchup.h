@@ -8,6 +8,7 @@
 #include "residency.h"
 
 #include "datatype/timestamp.h"
+#include "lib/stringinfo.h"
 #include "storage/lock.h"
 
 #include "global_backlog.h"
@@ -15,6 +16,45 @@
 
 /* transactions that are remembered for having outlasted a wait */
 #define FLIP_BLOCKERS		16
+
+/* a table with notes */
+typedef struct ShipTable
+{
+	Oid			relid;
+	RowProbe   *probe;			/* NULL: not a global table any more, or */
+	bool		blocked;		/* it cannot be read now */
+	int			wire_number;	/* 0: not in this request yet */
+} ShipTable;
+
+/* one note at hand */
+typedef struct ShipNote
+{
+	int64		seq;
+	ShipTable  *table;
+	char	   *key;
+	char	   *was;			/* a move: the key before; NULL: the row of the key is to be shipped */
+	bool		refused;		/* a constraint failed before */
+	bool		overdue;		/* for longer than the patience */
+	bool		unreadable;		/* the key is none of the table's, as it is now */
+	bool		absent;			/* was shipped as no more */
+	char		outcome;		/* ShipOutcome; SHIP_BUSY until known otherwise */
+} ShipNote;
+
+/* one batch */
+typedef struct Shipment
+{
+	const ShipOrder *order;
+	const char *region;
+	MemoryContext context;
+	List	   *tables;			/* ShipTable */
+	List	   *names;			/* char *, in the order of wire numbers */
+	ShipNote   *notes;			/* moves, and behind them all others */
+	int			nmoves;
+	int			nnotes;			/* with the moves */
+	ShipNote  **sent;			/* in the order of the records */
+	int			nsent;
+	StringInfoData changes;
+} Shipment;
 
 /* one pass through the notes about a region, so far */
 typedef struct PassState
@@ -53,6 +93,12 @@ typedef struct BatchWork
 	bool		hurry;			/* the region's lock is held */
 	ShipResult	result;
 } BatchWork;
+
+/* global_catchup_notes.c */
+extern void residency_shipment_take(Shipment *shipment, ShipResult *result);
+extern void residency_shipment_set_key(ShipNote *note);
+extern ShipResult residency_shipment_finish(Shipment *shipment);
+extern void residency_shipment_close(Shipment *shipment);
 
 /* global_catchup_progress.c */
 extern void residency_progress_init(void);

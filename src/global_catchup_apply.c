@@ -32,6 +32,12 @@
  *				Z first: waits, like what breaks
  *				a constraint
  *
+ * If a row has got another key, a move comes in front of the rows of both: S's row here gets the
+ * new key, so that what refers to it follows, as it did where the writer's own move came.  A row of S
+ * that has the new key is one that was no more there by then.  Between global tables, too,
+ * what refers to the row follows here (global_triggers.c).  While a move cannot be made, the
+ * rows of its keys wait, since one of them would take its place.
+ *
  * Why all copies become equal: a region whose row is not what another one has owes that
  * one a note of K (global_backlog.c), so of two regions with rows of their own one ships
  * to the other some time, and one row is left; every step that leaves some third region
@@ -68,6 +74,7 @@
 #include "compat.h"
 #include "fault.h"
 #include "global_backlog.h"
+#include "global_shipped.h"
 #include "global_target.h"
 #include "guard.h"
 #include "regions.h"
@@ -77,34 +84,12 @@ PG_FUNCTION_INFO_V1(residency_apply_shipped);
 /* how long a writer that the look before has missed is waited for, in ms */
 #define SHIPPED_WAIT	1
 
-/* one call */
-typedef struct ShippedCall
-{
-	List	   *tables;			/* char * */
-	const char *shipper;
-	text	   *changes;
-	bool		final;
-	bool		written;		/* the region has been told of by a write: see applied */
-	MemoryContext context;		/* of the call */
-	ReturnSetInfo *out;
-	BacklogNotes *applied;		/* keys that were written without trouble */
-} ShippedCall;
-
 /* one attempt: all records, or a single one */
 typedef struct Attempt
 {
 	ApplyRun	run;
 	List	   *probes;			/* RowProbe, or NULL, by table */
 } Attempt;
-
-/* what is to be told of a record; strings are NULL if there is nothing to say */
-typedef struct Verdict
-{
-	ShipOutcome outcome;
-	const char *kind;
-	const char *constraint;
-	char	   *content;		/* the row that does not hold, as json */
-} Verdict;
 
 /* one line of the answer */
 static void
@@ -134,6 +119,7 @@ open_attempt(Attempt *attempt, List *tables)
 	memset(attempt, 0, sizeof(Attempt));
 	attempt->run.limit = -1;
 	attempt->run.last = true;
+	attempt->run.shipped = true;
 	attempt->run.at_home = true;	/* constraints are checked as they are there */
 	residency_target_open_all(&attempt->run, tables, RowExclusiveLock);
 	for (int i = 0; i < list_length(attempt->run.targets); i++)
@@ -172,105 +158,20 @@ probe_of(Attempt *attempt, int table)
 	return lfirst(lc);
 }
 
-/* The key of a record, as it travels; the reader stays behind the record's head. */
-static char *
-read_key(RowProbe *probe, ChangeReader *reader)
-{
-	ChangeReader copy = *reader;
-	StringInfoData key;
-	Datum		values[INDEX_MAX_KEYS];
-
-	if (reader->kind == CHANGE_STATE)
-		residency_text_read_row(&copy, probe->text, probe->values, probe->nulls);
-	else
-		residency_text_read_key(&copy, probe->text, probe->values, probe->nulls);
-	for (int k = 0; k < probe->nkeys; k++)
-		values[k] = probe->values[probe->keys[k] - 1];
-	initStringInfo(&key);
-	residency_text_key(&key, probe->text, values);
-	return key.data;
-}
-
-/* Leaves out a record that is not applied. */
-static void
-skip_record(RowProbe *probe, ChangeReader *reader)
-{
-	if (reader->kind == CHANGE_STATE)
-		residency_text_read_row(reader, probe->text, probe->values, probe->nulls);
-	else
-		residency_text_read_key(reader, probe->text, probe->values, probe->nulls);
-}
-
-/*
- * The row that was shipped cannot be written over the one of a third region, which is
- * first by name: its primary key is in the way.
- */
-static void
-judge_third(ShippedCall *call, RowProbe *probe, Verdict *verdict)
-{
-	verdict->outcome = call->final ? SHIP_CONFLICT : SHIP_LATER;
-	verdict->kind = "unique";
-	verdict->constraint = pstrdup(RelationGetRelationName(probe->index));
-	verdict->content = residency_row_as_json(RelationGetDescr(probe->rel), probe->values, probe->nulls);
-}
-
-/*
- * Decides about a record before anything is written: true if it is to be applied.  The
- * row that is here now is in the probe's slot, locked; that there is none is checked
- * again when the record is applied.
- */
-static bool
-judge(ShippedCall *call, RowProbe *probe, ChangeReader *reader, Verdict *verdict)
-{
-	const char *self = residency_self()->region;
-	ProbeResult found = residency_probe_row(probe, true);
-	bool		first;
-	char	   *home;
-
-	reader->check = found == PROBE_NONE ? CHECK_ABSENT : CHECK_NONE;
-	if (found == PROBE_BUSY)
-	{
-		verdict->outcome = SHIP_BUSY;
-		return false;
-	}
-	if (found == PROBE_NONE)
-		return true;
-	home = residency_probe_home(probe);
-	if (strcmp(home, call->shipper) == 0)
-	{
-		if (reader->kind == CHANGE_DELETE)
-			verdict->outcome = SHIP_DELETED;
-		return true;
-	}
-	first = strcmp(call->shipper, home) < 0;
-	if (strcmp(home, self) != 0)
-	{
-		if (reader->kind == CHANGE_STATE && !first)
-			judge_third(call, probe, verdict);
-		return reader->kind == CHANGE_STATE && first;
-	}
-	if (reader->kind == CHANGE_DELETE || !first)
-	{
-		verdict->outcome = SHIP_LOST;
-		return false;
-	}
-	verdict->outcome = SHIP_WON;
-	verdict->kind = "key";
-	verdict->content = residency_row_as_json(RelationGetDescr(probe->rel), probe->slot->tts_values,
-											 probe->slot->tts_isnull);
-	return true;
-}
-
 /*
  * What was decided about a record that is done takes effect outside of it: this runs when
  * nothing of it can fail any more.
  */
 static void
-settle(ShippedCall *call, Oid relid, const char *key, int number, Verdict *verdict)
+settle(ShippedCall *call, int number, ShippedLine *line)
 {
+	Verdict    *verdict = &line->verdict;
+	Oid			relid = line->relid;
+	const char *key = line->key;
 	MemoryContext old = MemoryContextSwitchTo(call->context);
 
-	switch (verdict->outcome)
+	/* a move is just made or not */
+	switch (line->kind == CHANGE_MOVE ? SHIP_BUSY : verdict->outcome)
 	{
 		case SHIP_LOST:
 			residency_backlog_own(relid, key);
@@ -301,41 +202,30 @@ settle(ShippedCall *call, Oid relid, const char *key, int number, Verdict *verdi
 	MemoryContextSwitchTo(old);
 }
 
-/* One record of an attempt, whose key is in its table's probe: applies it, if it is to be. */
+/* One record of an attempt, which has been read: applies it, if it is to be. */
 static void
-apply_record(ShippedCall *call, Attempt *attempt, ChangeReader *reader, Verdict *verdict)
+apply_record(ShippedCall *call, Attempt *attempt, ChangeReader *reader, ShippedLine *line)
 {
 	ApplyTarget *target = list_nth(attempt->run.targets, reader->table - 1);
 	RowProbe   *probe = probe_of(attempt, reader->table);
 
-	memset(verdict, 0, sizeof(Verdict));
-	verdict->outcome = SHIP_DONE;
 	attempt->run.table = RelationGetRelationName(target->rel);
 	attempt->run.index = target->index;
-	if (judge(call, probe, reader, verdict))
+	if (residency_shipped_judge(call, probe, reader, line))
 		residency_target_apply(&attempt->run, target, reader);
 	else
-		skip_record(probe, reader);
+		residency_shipped_skip(probe, reader);
 }
 
 /* Throws unless the record is of a table of this call. */
 static void
 check_reader(ShippedCall *call, ChangeReader *reader)
 {
-	if (reader->table < 1 || reader->table > list_length(call->tables) || reader->kind == CHANGE_MOVE)
+	if (reader->table < 1 || reader->table > list_length(call->tables))
 		ereport(ERROR,
 				(errcode(ERRCODE_PROTOCOL_VIOLATION),
 				 errmsg("malformed change of a global table received from another region")));
 }
-
-/* what became of all records of a batch; settled when the batch stands */
-typedef struct BatchLine
-{
-	Oid			relid;
-	char	   *key;
-	char	   *content;		/* the row as it came, if it may have to be kept */
-	Verdict		verdict;
-} BatchLine;
 
 /* Applies all records in the current subtransaction; returns their lines. */
 static List *
@@ -350,15 +240,13 @@ apply_all(ShippedCall *call)
 	open_attempt(&attempt, call->tables);
 	while (residency_text_next(&reader))
 	{
-		BatchLine  *line = palloc(sizeof(BatchLine));
-		RowProbe   *probe;
+		ShippedLine *line = palloc0(sizeof(ShippedLine));
 
 		CHECK_FOR_INTERRUPTS();
 		check_reader(call, &reader);
-		probe = probe_of(&attempt, reader.table);
-		line->relid = RelationGetRelid(probe->rel);
-		line->key = read_key(probe, &reader);
-		apply_record(call, &attempt, &reader, &line->verdict);
+		residency_shipped_read(probe_of(&attempt, reader.table), &reader, line);
+		apply_record(call, &attempt, &reader, line);
+		residency_shipped_hold(call, line);
 		lines = lappend(lines, line);
 	}
 	close_attempt(&attempt);
@@ -367,57 +255,11 @@ apply_all(ShippedCall *call)
 }
 
 /*
- * What an error means for the record that caused it.  Only in PG_CATCH; rethrows what does
- * not concern the record.
- */
-static void
-judge_error(ShippedCall *call, Verdict *verdict)
-{
-	ErrorData  *error;
-	MemoryContext old = MemoryContextSwitchTo(call->context);
-
-	error = CopyErrorData();
-	MemoryContextSwitchTo(old);
-	memset(verdict, 0, sizeof(Verdict));
-	switch (residency_error_meaning(error->sqlerrcode))
-	{
-		case ERROR_BUSY:
-			verdict->outcome = SHIP_BUSY;
-			break;
-		case ERROR_REFUSED:
-			verdict->outcome = call->final ? SHIP_CONFLICT : SHIP_LATER;
-			verdict->kind = error->sqlerrcode == ERRCODE_UNIQUE_VIOLATION ? "unique" :
-				error->sqlerrcode == ERRCODE_FOREIGN_KEY_VIOLATION ? "reference" : "other";
-			verdict->constraint = error->constraint_name;
-			break;
-		case ERROR_ELSEWHERE:
-			PG_RE_THROW();
-	}
-	FlushErrorState();
-}
-
-/*
- * A record has failed for good that was to be written over a row made here: that row
- * stays.  "before" is what was decided about the record before it was written.
- */
-static void
-let_stand(const Verdict *before, Verdict *verdict)
-{
-	if (before->outcome != SHIP_WON || verdict->outcome != SHIP_CONFLICT)
-		return;
-	verdict->outcome = SHIP_STANDS;
-	if (verdict->constraint == NULL)
-		verdict->constraint = verdict->kind;
-	verdict->kind = before->kind;
-	verdict->content = before->content;
-}
-
-/*
  * Applies one record in the current subtransaction.  What is learnt of it before something
  * fails is in *line.
  */
 static void
-apply_one(ShippedCall *call, ChangeReader record, BatchLine *line)
+apply_one(ShippedCall *call, ChangeReader record, ShippedLine *line)
 {
 	Attempt		attempt;
 	RowProbe   *probe;
@@ -425,11 +267,10 @@ apply_one(ShippedCall *call, ChangeReader record, BatchLine *line)
 	open_attempt(&attempt, list_make1(list_nth(call->tables, record.table - 1)));
 	record.table = 1;
 	probe = probe_of(&attempt, 1);
-	line->key = read_key(probe, &record);
-	line->relid = RelationGetRelid(probe->rel);
+	residency_shipped_read(probe, &record, line);
 	if (call->final && record.kind == CHANGE_STATE)
 		line->content = residency_row_as_json(RelationGetDescr(probe->rel), probe->values, probe->nulls);
-	apply_record(call, &attempt, &record, &line->verdict);
+	apply_record(call, &attempt, &record, line);
 	residency_text_finish(&record);
 	close_attempt(&attempt);
 }
@@ -439,7 +280,7 @@ apply_one(ShippedCall *call, ChangeReader record, BatchLine *line)
  * come back in *lines, what became of one in *line.
  */
 static bool
-attempt_in_subtransaction(ShippedCall *call, ChangeReader *record, List **lines, BatchLine *line)
+attempt_in_subtransaction(ShippedCall *call, ChangeReader *record, List **lines, ShippedLine *line)
 {
 	ResourceOwner owner = CurrentResourceOwner;
 	MemoryContext context = CurrentMemoryContext;
@@ -458,16 +299,7 @@ attempt_in_subtransaction(ShippedCall *call, ChangeReader *record, List **lines,
 	}
 	PG_CATCH();
 	{
-		Verdict		judged;
-
-		judge_error(call, &judged);
-		if (line)
-		{
-			let_stand(&line->verdict, &judged);
-			line->verdict = judged;
-			if (judged.outcome == SHIP_CONFLICT)
-				line->verdict.content = line->content;
-		}
+		residency_shipped_failed(call, line);
 		RollbackAndReleaseCurrentSubTransaction();
 	}
 	PG_END_TRY();
@@ -488,9 +320,10 @@ apply_each(ShippedCall *call)
 	ChangeReader record;
 	int			number = 0;
 
+	call->held = NIL;
 	while (residency_text_split(&reader, &record))
 	{
-		BatchLine	line = {0};
+		ShippedLine line = {.kind = record.kind};
 		MemoryContext old = MemoryContextSwitchTo(row);
 
 		CHECK_FOR_INTERRUPTS();
@@ -498,7 +331,8 @@ apply_each(ShippedCall *call)
 		call->context = row;
 		(void) attempt_in_subtransaction(call, &record, NULL, &line);
 		call->context = context;
-		settle(call, line.relid, line.key, ++number, &line.verdict);
+		residency_shipped_hold(call, &line);
+		settle(call, ++number, &line);
 		MemoryContextSwitchTo(old);
 		MemoryContextReset(row);
 	}
@@ -514,11 +348,7 @@ apply_records(ShippedCall *call)
 	if (!attempt_in_subtransaction(call, NULL, &lines, NULL))
 		apply_each(call);
 	foreach(lc, lines)
-	{
-		BatchLine  *line = lfirst(lc);
-
-		settle(call, line->relid, line->key, foreach_current_index(lc) + 1, &line->verdict);
-	}
+		settle(call, foreach_current_index(lc) + 1, lfirst(lc));
 	if (call->applied->n > 0 && residency_conflicts_exist())
 		residency_conflict_cured(residency_self()->region, NULL,
 								 makeArrayResult(call->applied->relations, call->context),
@@ -578,16 +408,26 @@ residency_apply_shipped(PG_FUNCTION_ARGS)
 	call.final = PG_GETARG_BOOL(3);
 	call.context = AllocSetContextCreate(CurrentMemoryContext, "residency shipped",
 										 ALLOCSET_DEFAULT_SIZES);
+	call.held_context = call.context;
 	call.applied = residency_backlog_begin();
 	level = residency_text_begin();
 	snprintf(value, sizeof(value), "%d", SHIPPED_WAIT);
 	(void) set_config_option("lock_timeout", value, PGC_USERSET, PGC_S_SESSION,
 							 GUC_ACTION_SAVE, true, 0, false);
 	RESIDENCY_FAULT(part_ships);
-	if (residency_backlog_claim_batch(call.shipper))
-		apply_records(&call);
-	else
-		leave_records(&call);
+	residency_rows_shipped = true;
+	PG_TRY();
+	{
+		if (residency_backlog_claim_batch(call.shipper))
+			apply_records(&call);
+		else
+			leave_records(&call);
+	}
+	PG_FINALLY();
+	{
+		residency_rows_shipped = false;
+	}
+	PG_END_TRY();
 	RESIDENCY_FAULT(part_shipped);
 	residency_text_end(level);
 	MemoryContextDelete(call.context);

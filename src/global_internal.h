@@ -219,13 +219,15 @@ typedef struct ApplyRun
 	struct BacklogNotes *notes; /* rows at home that they do not get; NULL if nobody */
 	bool		behind;			/* this region is one of them */
 	bool		conflicts;		/* rows at home are looked up in residency.conflict */
+	bool		shipped;		/* this is catch-up: global_catchup_apply.c */
+	char	   *was;			/* of a move at hand: the old key, as it travels */
 } ApplyRun;
 
 /* global_triggers.c */
-extern TriggerDesc *residency_triggers_for(Relation rel, ApplyScope scope, bool deferred);
+extern TriggerDesc *residency_triggers_for(Relation rel, ApplyScope scope, bool deferred, bool shipped);
 extern bool residency_trigger_waits(Trigger *trigger, bool deferred);
 extern List *residency_referring_tables(Relation rel);
-extern Oid	residency_trigger_function(Trigger *trigger);
+extern Oid	residency_trigger_function(Trigger *trigger, bool shipped);
 
 /* global_recheck.c: rows whose foreign keys are checked with the batch's last piece */
 extern void residency_recheck_remember(Oid relid, bool home, bool deferred,

@@ -100,7 +100,7 @@ run_check(Relation rel, Trigger *trigger, TriggerEvent event,
 	TriggerData data = {0};
 	Trigger		copy = *trigger;
 
-	copy.tgfoid = residency_trigger_function(trigger);
+	copy.tgfoid = residency_trigger_function(trigger, false);
 	fmgr_info(copy.tgfoid, &function);
 	data.type = T_TriggerData;
 	data.tg_event = event | TRIGGER_EVENT_ROW | TRIGGER_EVENT_AFTER;

@@ -222,14 +222,14 @@ wire_home(Sender *sender, NoteReader *reader, Note *note, bool present)
 static int
 wire_table(Sender *sender, NoteReader *reader)
 {
-	if (reader->wire_number == 0)
-	{
-		MemoryContext old = MemoryContextSwitchTo(sender->context);
+	MemoryContext old;
 
-		sender->tables = lappend(sender->tables, relation_name(reader->rel));
-		reader->wire_number = list_length(sender->tables);
-		MemoryContextSwitchTo(old);
-	}
+	if (reader->wire_number > 0)
+		return reader->wire_number;
+	old = MemoryContextSwitchTo(sender->context);
+	sender->tables = lappend(sender->tables, relation_name(reader->rel));
+	reader->wire_number = list_length(sender->tables);
+	MemoryContextSwitchTo(old);
 	return reader->wire_number;
 }
 
@@ -260,24 +260,31 @@ note_check(NoteReader *reader, Note *note, uint64 *version)
 
 /*
  * A row that has its home here: throws if its key is in conflict, and notes it for the
- * regions that are left out, if any are.  "key" is in index order.
+ * regions that are left out, if any are.  "key", and "was" if it was another one, are in
+ * index order.
  */
 static void
-note_here(Sender *sender, NoteReader *reader, const char *home, const Datum *key)
+note_here(Sender *sender, NoteReader *reader, const char *home, const Datum *key, const Datum *was)
 {
+	Oid			relid = reader->table->relid;
 	StringInfoData text;
+	StringInfoData before;
 
 	sender->table = RelationGetRelationName(reader->rel);
 	if ((sender->notes == NULL && !sender->conflicts) || home == NULL ||
 		strcmp(home, residency_self()->region) != 0)
 		return;
 	initStringInfo(&text);
+	initStringInfo(&before);
 	residency_text_key(&text, reader->text, key);
 	if (sender->conflicts)
-		residency_conflict_check(reader->table->relid, text.data);
+		residency_conflict_check(relid, text.data);
 	if (sender->notes)
-		residency_backlog_add(sender->notes, reader->table->relid, text.data);
-	pfree(text.data);
+		residency_backlog_add(sender->notes, relid, text.data);
+	if (sender->notes == NULL || was == NULL)
+		return;
+	residency_text_key(&before, reader->text, was);
+	residency_backlog_move(sender->notes, relid, before.data, text.data);
 }
 
 /*
@@ -311,7 +318,7 @@ put_delete(Sender *sender, NoteReader *reader, Note *note)
 						wire_table(sender, reader),
 						wire_home(sender, reader, note, false), version);
 	residency_text_key(&sender->changes, reader->text, note->key);
-	note_here(sender, reader, note->home, note->key);
+	note_here(sender, reader, note->home, note->key, NULL);
 }
 
 /* Writes the record of a row note, if it has anything to tell. */
@@ -335,7 +342,7 @@ put_row(Sender *sender, NoteReader *reader, Note *note)
 		int			home = wire_home(sender, reader, note, true);
 
 		refuse_new_home(sender, reader, note);
-		note_here(sender, reader, note->home, note->key);
+		note_here(sender, reader, note->home, note->key, NULL);
 		check = note_check(reader, note, &version);
 		residency_text_head(&sender->changes, CHANGE_STATE, check,
 							wire_table(sender, reader), home, version);
@@ -364,18 +371,17 @@ put_move(Sender *sender, NoteReader *reader, Note *move)
 		residency_note_skipped(move);
 		return;
 	}
+	if (move->vacate && (move->to->base != BASE_ABSENT || move->to->first_sent > 0))
+		put_delete(sender, reader, move->to);
 	if (move->vacate)
-	{
-		if (move->to->base != BASE_ABSENT || move->to->first_sent > 0)
-			put_delete(sender, reader, move->to);
 		residency_note_sent(move->to);
-	}
 	check = note_check(reader, move->from, &version);
 	residency_text_head(&sender->changes, CHANGE_MOVE, check,
 						wire_table(sender, reader),
 						wire_home(sender, reader, move->from, false), version);
 	residency_text_key(&sender->changes, reader->text, move->from->key);
 	residency_text_key(&sender->changes, reader->text, move->to->key);
+	note_here(sender, reader, move->from->home, move->to->key, move->from->key);
 	if (move->to->home == NULL)
 		move->to->home = move->from->home;
 	residency_note_sent(move);
@@ -408,10 +414,7 @@ send_everywhere(Oid relid, uint64 rows, const char *sql, int nparams, const char
 	list_free(servers);
 }
 
-/*
- * Sends the records written so far, and starts anew.  For the counters the request is about
- * the table with the most rows in it.
- */
+/* Sends the records written so far, and starts anew.  For the counters it is about the table with most rows. */
 static void
 send_chunk(Sender *sender, bool last)
 {
@@ -429,7 +432,6 @@ send_chunk(Sender *sender, bool last)
 			most = reader;
 		rows += reader->rows;
 	}
-
 	values[0] = residency_text_array(sender->tables);
 	values[1] = residency_text_array(sender->homes);
 	values[2] = sender->changes.data;
@@ -546,7 +548,6 @@ void
 residency_global_send_truncate(Relation rel, NoteTable *table)
 {
 	const char *values[1];
-
 	List	   *left_out = residency_left_out();
 
 	if (left_out != NIL)
@@ -557,10 +558,7 @@ residency_global_send_truncate(Relation rel, NoteTable *table)
 	send_everywhere(RelationGetRelid(rel), 0, TRUNCATE_SQL, 1, values, NIL);
 }
 
-/*
- * The producer: see remote.h.  A region's request may depend on any row of a global
- * table, so all that is noted goes out to all regions.
- */
+/* The producer: see remote.h.  A region's request may depend on any row, so all get all that is noted. */
 static void
 produce(RemoteRegion *region)
 {

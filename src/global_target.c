@@ -113,7 +113,7 @@ init_target(ApplyRun *run, ApplyTarget *target, int rti)
 		lappend(run->estate->es_opened_result_relations, target->info);
 
 	for (int scope = 0; scope < SCOPE_COUNT; scope++)
-		target->triggers[scope] = residency_triggers_for(rel, scope, run->deferred);
+		target->triggers[scope] = residency_triggers_for(rel, scope, run->deferred, run->shipped);
 	referring = residency_referring_tables(rel);
 	target->referred = referring != NIL;
 	run->referring = list_concat_unique_oid(run->referring, referring);
@@ -465,9 +465,11 @@ apply_move(ApplyRun *run, ApplyTarget *target, ChangeReader *reader)
 	int			natts = image->tts_tupleDescriptor->natts;
 	Datum	   *new_values = palloc(sizeof(Datum) * natts);
 	bool	   *new_nulls = palloc(sizeof(bool) * natts);
+	const char *start = reader->next;
 	bool		found;
 
 	residency_text_read_key(reader, target->text, image->tts_values, image->tts_isnull);
+	run->was = pnstrdup(start, reader->next - start);
 	residency_text_read_key(reader, target->text, new_values, new_nulls);
 	found = RelationFindReplTupleByIndex(target->rel, target->index, LockTupleExclusive,
 										 image, target->found);
@@ -485,8 +487,17 @@ apply_move(ApplyRun *run, ApplyTarget *target, ChangeReader *reader)
 	}
 	if (RelationFindReplTupleByIndex(target->rel, target->index, LockTupleExclusive,
 									 image, target->other))
-		check_destination(run, target);
-	else if (found)
+	{
+		if (!run->shipped)
+		{
+			check_destination(run, target);
+			return;
+		}
+		/* its home had deleted it by then */
+		if (found)
+			delete_row(run, target, target->other);
+	}
+	if (found)
 		update_row(run, target);
 }
 
@@ -508,6 +519,8 @@ note_key(ApplyRun *run, ApplyTarget *target)
 		residency_conflict_check(RelationGetRelid(target->rel), text.data);
 	if (run->notes)
 		residency_backlog_add(run->notes, RelationGetRelid(target->rel), text.data);
+	if (run->notes && run->was)
+		residency_backlog_move(run->notes, RelationGetRelid(target->rel), run->was, text.data);
 }
 
 /*
@@ -530,6 +543,7 @@ residency_target_apply(ApplyRun *run, ApplyTarget *target, ChangeReader *reader)
 		run->scope = run->at_home ? SCOPE_HOME : SCOPE_COPY;
 	target->info->ri_TrigDesc = target->triggers[run->scope];
 	clear_image(target);
+	run->was = NULL;
 	switch (reader->kind)
 	{
 		case CHANGE_STATE:

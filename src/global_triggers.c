@@ -19,6 +19,12 @@
  *							this region has, are checked and acted on in every
  *							region: only it can see them.
  *
+ * Rows that are shipped later (global_catchup_apply.c) come one by one, and those that refer to
+ * them from other homes.  So what an UPDATE's action does between global tables is done there as
+ * well: else a row with another key, and one of another home that refers to it, would each
+ * wait for the other.  What the action writes comes from these rows' own homes, too; and if
+ * that is the region itself, it is noted for all others (global_capture.c).
+ *
  * If the client has deferred constraints, all that can be deferred wait for the commit.
  *
  * A table's triggers are copied once per scope with all that must not fire set to
@@ -85,12 +91,12 @@ residency_trigger_waits(Trigger *trigger, bool deferred)
 }
 
 /*
- * The function that a foreign key's trigger runs for rows that were sent: an action
- * between global tables becomes a check.  (Actions are never deferred, so no later
- * event can run the action after all.)
+ * The function that a foreign key's trigger runs for rows that were sent, or "shipped" in
+ * catch-up: an action between global tables becomes a check.  (Actions are never deferred, so
+ * no later event can run the action after all.)
  */
 Oid
-residency_trigger_function(Trigger *trigger)
+residency_trigger_function(Trigger *trigger, bool shipped)
 {
 	switch (trigger->tgfoid)
 	{
@@ -101,7 +107,7 @@ residency_trigger_function(Trigger *trigger)
 		case F_RI_FKEY_CASCADE_UPD:
 		case F_RI_FKEY_SETNULL_UPD:
 		case F_RI_FKEY_SETDEFAULT_UPD:
-			return between_global_tables(trigger) ? F_RI_FKEY_NOACTION_UPD : trigger->tgfoid;
+			return between_global_tables(trigger) && !shipped ? F_RI_FKEY_NOACTION_UPD : trigger->tgfoid;
 		default:
 			return trigger->tgfoid;
 	}
@@ -158,10 +164,11 @@ residency_referring_tables(Relation rel)
 
 /*
  * The triggers of a table as rows of this scope see them, in the current memory
- * context; NULL if the table has none.  "deferred": the client has deferred constraints.
+ * context; NULL if the table has none.  "deferred": the client has deferred constraints;
+ * "shipped": the rows come by catch-up.
  */
 TriggerDesc *
-residency_triggers_for(Relation rel, ApplyScope scope, bool deferred)
+residency_triggers_for(Relation rel, ApplyScope scope, bool deferred, bool shipped)
 {
 	TriggerDesc *desc = CopyTriggerDesc(rel->trigdesc);
 
@@ -176,7 +183,7 @@ residency_triggers_for(Relation rel, ApplyScope scope, bool deferred)
 		else
 		{
 			trigger->tgenabled = TRIGGER_FIRES_ALWAYS;
-			trigger->tgfoid = residency_trigger_function(trigger);
+			trigger->tgfoid = residency_trigger_function(trigger, shipped);
 			if (trigger->tgisinternal && deferred)
 				trigger->tginitdeferred = trigger->tgdeferrable;
 		}
