@@ -300,5 +300,6 @@ residency_global_init(void)
 	residency_notes_init();
 	residency_send_init();
 	residency_recheck_init();
+	residency_triggers_init();
 	residency_progress_init();
 }

@@ -228,6 +228,7 @@ extern TriggerDesc *residency_triggers_for(Relation rel, ApplyScope scope, bool 
 extern bool residency_trigger_waits(Trigger *trigger, bool deferred);
 extern List *residency_referring_tables(Relation rel);
 extern Oid	residency_trigger_function(Trigger *trigger, bool shipped);
+extern void residency_triggers_init(void);
 
 /* global_recheck.c: rows whose foreign keys are checked with the batch's last piece */
 extern void residency_recheck_remember(Oid relid, bool home, bool deferred,

@@ -27,6 +27,8 @@
  *
  * If the client has deferred constraints, all that can be deferred wait for the commit.
  *
+ * User triggers do not fire for what such an action writes either: see action_ExecutorStart().
+ *
  * A table's triggers are copied once per scope with all that must not fire set to
  * disabled.  The copies have the same triggers at the same positions, since the
  * executor caches what it knows of them by position.
@@ -35,12 +37,14 @@
 
 #include "catalog/pg_trigger.h"
 #include "commands/trigger.h"
+#include "executor/executor.h"
 #include "nodes/makefuncs.h"
 #include "parser/parse_func.h"
 #include "utils/fmgroids.h"
+#include "utils/memutils.h"
 #include "utils/rel.h"
 
-#include "global_internal.h"
+#include "global_backlog.h"
 #include "regions.h"
 
 /*
@@ -189,4 +193,52 @@ residency_triggers_for(Relation rel, ApplyScope scope, bool deferred, bool shipp
 		}
 	}
 	return desc;
+}
+
+static ExecutorStart_hook_type next_ExecutorStart = NULL;
+
+/*
+ * What a foreign key's action writes in a global table while rows are shipped here is an
+ * ordinary UPDATE to the executor.  User triggers have run for it at the gateway.
+ */
+static void
+action_ExecutorStart(QueryDesc *queryDesc, int eflags)
+{
+	ListCell   *lc;
+
+	if (next_ExecutorStart)
+		next_ExecutorStart(queryDesc, eflags);
+	else
+		standard_ExecutorStart(queryDesc, eflags);
+	if (!residency_rows_shipped)
+		return;
+	foreach(lc, queryDesc->estate->es_opened_result_relations)
+	{
+		ResultRelInfo *info = lfirst(lc);
+		const TableRule *rule = residency_table_rule(RelationGetRelid(info->ri_RelationDesc));
+		MemoryContext old;
+
+		if (info->ri_TrigDesc == NULL || rule == NULL || rule->kind != RESIDENCY_GLOBAL)
+			continue;
+		old = MemoryContextSwitchTo(queryDesc->estate->es_query_cxt);
+		info->ri_TrigDesc = CopyTriggerDesc(info->ri_TrigDesc);
+		MemoryContextSwitchTo(old);
+		for (int i = 0; i < info->ri_TrigDesc->numtriggers; i++)
+		{
+			Trigger    *trigger = &info->ri_TrigDesc->triggers[i];
+
+			if (!trigger->tgisinternal && trigger->tgenabled == TRIGGER_FIRES_ON_REPLICA)
+				trigger->tgenabled = TRIGGER_FIRES_ALWAYS;
+			else if (!trigger->tgisinternal && trigger->tgenabled == TRIGGER_FIRES_ON_ORIGIN)
+				trigger->tgenabled = TRIGGER_DISABLED;
+		}
+	}
+}
+
+/* Called once per backend from residency_global_init. */
+void
+residency_triggers_init(void)
+{
+	next_ExecutorStart = ExecutorStart_hook;
+	ExecutorStart_hook = action_ExecutorStart;
 }

@@ -12,7 +12,8 @@ use Regions;
 my $r = Regions->new(relay => 1, delay => 2);
 my $global = join(' ', map { "CREATE TABLE app.$_;" } 'country (code text PRIMARY KEY, region text NOT NULL, name text UNIQUE, note text)',
 	'parent (id int PRIMARY KEY, region text NOT NULL, name text UNIQUE)',
-	'child (id int PRIMARY KEY, region text NOT NULL, parent int REFERENCES app.parent ON UPDATE CASCADE)',
+	'child (id int PRIMARY KEY, region text NOT NULL, parent int REFERENCES app.parent ON UPDATE CASCADE, changes int NOT NULL DEFAULT 0)',
+	'log (id int PRIMARY KEY, region text NOT NULL, about int)', 'node (id int PRIMARY KEY, region text NOT NULL, parent int REFERENCES app.node ON UPDATE CASCADE)',
 	'named (id int PRIMARY KEY, region text NOT NULL, name text REFERENCES app.parent (name) ON UPDATE CASCADE)',
 	'strict (id int PRIMARY KEY, region text NOT NULL, parent int REFERENCES app.parent DEFERRABLE)',
 	'town (country text REFERENCES app.country ON UPDATE CASCADE, n int, region text NOT NULL, PRIMARY KEY (country, n))');
@@ -21,6 +22,14 @@ $r->psql('usa', "SELECT residency.run_everywhere(\$\$ CREATE SCHEMA app; $global
 $r->psql('usa', "SELECT residency.make_global('$_', 'region')") foreach @tables;
 $r->psql('usa', q{SELECT residency.make_resident('app.person', 'region', key => '{id}')});
 $r->psql($_, q{CREATE TABLE app.visit (id int, country text REFERENCES app.country ON UPDATE CASCADE ON DELETE SET NULL)}) foreach $r->regions;
+
+# users' triggers run where something is written by a client, and only there
+$r->psql('usa', q{SELECT residency.run_everywhere($$
+	CREATE FUNCTION app.count() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN NEW.changes := OLD.changes + 1; RETURN NEW; END';
+	CREATE FUNCTION app.tell() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN INSERT INTO app.log SELECT coalesce(max(id), 0) + 1, ''gbr'', NEW.id FROM app.log; RETURN NULL; END';
+	CREATE TRIGGER count BEFORE UPDATE ON app.child FOR EACH ROW EXECUTE FUNCTION app.count();
+	CREATE TRIGGER tell AFTER UPDATE ON app.child FOR EACH ROW EXECUTE FUNCTION app.tell();
+$$)});
 
 # aus is left out by the others, or the other way round as well; and they are all together again
 sub state { my ($here, $there, $state) = @_; $r->psql($here, "SELECT residency.set_region_state('$there', '$state')"); return; }
@@ -53,7 +62,7 @@ sub none_left
 # two countries with people and visits in usa, gbr and aus
 sub begin
 {
-	$r->psql('usa', "DELETE FROM $_") foreach 'app.town', 'app.person', 'app.child', 'app.named', 'app.strict', 'app.parent', 'app.country';
+	$r->psql('usa', "DELETE FROM $_") foreach 'app.town', 'app.person', 'app.child', 'app.log', 'app.node', 'app.named', 'app.strict', 'app.parent', 'app.country';
 	$r->psql($_, 'DELETE FROM app.visit') foreach $r->regions;
 	$r->psql('usa', q{INSERT INTO app.country VALUES ('GB', 'usa', 'Britain'), ('FR', 'usa', 'France')});
 	$r->psql('usa', q{INSERT INTO app.person SELECT n, r, c FROM unnest(ARRAY['usa', 'gbr', 'aus']) r, (VALUES (1, 'GB'), (2, 'FR')) v (n, c)});
@@ -105,12 +114,13 @@ foreach my $order ([ 'usa', 'gbr' ], [ 'gbr', 'usa' ])
 {
 	my $name = "@$order";
 	begin();
-	$r->psql('usa', q{INSERT INTO app.parent VALUES (1, 'usa', 'one'); INSERT INTO app.child VALUES (1, 'gbr', 1); INSERT INTO app.named VALUES (1, 'gbr', 'one')});
+	$r->psql('usa', q{INSERT INTO app.parent VALUES (1, 'usa', 'one'); INSERT INTO app.child VALUES (1, 'gbr', 1); INSERT INTO app.named VALUES (1, 'gbr', 'one');
+		INSERT INTO app.node VALUES (1, 'usa', NULL), (2, 'gbr', 1), (3, 'usa', 2)});
 	$r->psql('usa', q{INSERT INTO app.town VALUES ('GB', 1, 'usa'), ('GB', 2, 'gbr')});
 	apart();
-	$r->psql('usa', q{UPDATE app.parent SET id = 2 WHERE id = 1; UPDATE app.country SET code = 'UK' WHERE code = 'GB'});
+	$r->psql('usa', q{UPDATE app.parent SET id = 2 WHERE id = 1; UPDATE app.country SET code = 'UK' WHERE code = 'GB'; UPDATE app.node SET id = id + 10 WHERE id < 3});
 	ship_all(@$order);
-	is($r->psql('aus', q{SELECT (SELECT string_agg(parent::text, ' ') FROM app.child) || (SELECT string_agg(country, ' ') FROM app.town)}), '2UK UK', "$name: rows that refer to one with another key follow it");
+	is($r->psql('aus', q{SELECT (SELECT string_agg(parent::text, ' ') FROM app.child) || (SELECT string_agg(country, ' ') FROM app.town) || (SELECT string_agg(concat(id, '>', parent), ' ' ORDER BY id) FROM app.node)}), '2UK UK3>12 11> 12>11', "$name: rows that refer to one with another key follow it");
 	$r->psql('usa', q{UPDATE app.parent SET name = 'two' WHERE id = 2});
 	ship_all(@$order);
 	is($r->psql('aus', q{SELECT name FROM app.named}), 'two', "$name: so do those that refer to another unique key");
