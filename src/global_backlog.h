@@ -133,6 +133,7 @@ extern bool residency_ship_settled(const char *region);
 /* global_conflicts.c */
 extern bool residency_conflicts_exist(void);
 extern void residency_conflict_check(Oid relid, const char *key);
+extern bool residency_conflict_given_up(Oid relid, const char *key, const char *home);
 extern void residency_conflict_store(Oid relid, const char *key, const char *kind,
 									 const char *region, const char *home,
 									 const char *constraint, const char *row);

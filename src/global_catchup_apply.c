@@ -31,6 +31,9 @@
  *	 of Z		S first: written					Z's row stays
  *				Z first: waits, like what breaks
  *				a constraint
+ *				Z has shipped that it has none,
+ *				but something here refers to it:
+ *				written
  *
  * If a row has got another key, a move comes in front of the rows of both: S's row here gets the
  * new key, so that what refers to it follows, as it did where the writer's own move came.  A row of S

@@ -92,9 +92,10 @@ judge_third(ShippedCall *call, RowProbe *probe, Verdict *verdict)
  * again when the record is applied.
  */
 static bool
-judge_row(ShippedCall *call, RowProbe *probe, ChangeReader *reader, Verdict *verdict)
+judge_row(ShippedCall *call, RowProbe *probe, ChangeReader *reader, ShippedLine *line)
 {
 	const char *self = residency_self()->region;
+	Verdict    *verdict = &line->verdict;
 	ProbeResult found = residency_probe_row(probe, true);
 	bool		first;
 	char	   *home;
@@ -117,9 +118,13 @@ judge_row(ShippedCall *call, RowProbe *probe, ChangeReader *reader, Verdict *ver
 	first = strcmp(call->shipper, home) < 0;
 	if (strcmp(home, self) != 0)
 	{
-		if (reader->kind == CHANGE_STATE && !first)
-			judge_third(call, probe, verdict);
-		return reader->kind == CHANGE_STATE && first;
+		if (reader->kind == CHANGE_DELETE)
+			return false;
+		/* a row that its home has given up is no rival; that it is still here is because of what refers to it */
+		if (first || residency_conflict_given_up(line->relid, line->key, home))
+			return true;
+		judge_third(call, probe, verdict);
+		return false;
 	}
 	if (reader->kind == CHANGE_DELETE || !first)
 	{
@@ -196,7 +201,7 @@ residency_shipped_judge(ShippedCall *call, RowProbe *probe, ChangeReader *reader
 		verdict->outcome = held->outcome;
 		return false;
 	}
-	return line->kind == CHANGE_MOVE ? judge_move(call, probe, reader, verdict) : judge_row(call, probe, reader, verdict);
+	return line->kind == CHANGE_MOVE ? judge_move(call, probe, reader, verdict) : judge_row(call, probe, reader, line);
 }
 
 /* If a move was not made, the rows of both its keys have to wait: remembers them. */

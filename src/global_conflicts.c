@@ -127,6 +127,34 @@ residency_conflict_check(Oid relid, const char *key)
 }
 
 /*
+ * True if the home of the row that is here has shipped that it has none, and that could not be
+ * done because of what refers to it.
+ */
+bool
+residency_conflict_given_up(Oid relid, const char *key, const char *home)
+{
+	Oid			types[] = {OIDOID, TEXTOID, TEXTOID, TEXTOID};
+	Datum		values[] = {ObjectIdGetDatum(relid), CStringGetTextDatum(key),
+	CStringGetTextDatum(residency_self()->region), CStringGetTextDatum(home)};
+	bool		found;
+
+	if (!residency_conflicts_exist())
+		return false;
+	if (SPI_connect() != SPI_OK_CONNECT)
+		elog(ERROR, "SPI_connect failed");
+	PushActiveSnapshot(GetLatestSnapshot());
+	residency_spi_as_owner("SELECT FROM residency.conflict WHERE relation OPERATOR(pg_catalog.=) $1 "
+						   "AND key OPERATOR(pg_catalog.=) $2 AND region OPERATOR(pg_catalog.=) $3 "
+						   "AND home OPERATOR(pg_catalog.=) $4 AND kind OPERATOR(pg_catalog.=) 'reference' "
+						   "AND content IS NULL",
+						   lengthof(types), types, values, false);
+	PopActiveSnapshot();
+	found = SPI_processed > 0;
+	SPI_finish();
+	return found;
+}
+
+/*
  * Stores a row that could not be shipped, or replaces what was stored of it; it stays
  * noticed when it was first.
  */

@@ -222,6 +222,26 @@ is($r->all_equal('SELECT count(*) FROM app.node', 'all copies are equal'), 0, 'a
 is(conflicts('usa') . conflicts('aus') . conflicts('gbr'), '', 'and no conflict is left');
 all_up();
 
+# a key that its home has given up is made anew with another home, while aus alone refers to the old row
+$r->psql('usa', q{INSERT INTO app.node VALUES (3, 'gbr', NULL)});
+apart();
+$r->psql('aus', q{INSERT INTO app.node VALUES (4, 'aus', 3)});
+$r->psql('usa', q{DELETE FROM app.node WHERE id = 3});
+$r->psql('usa', q{INSERT INTO app.node VALUES (3, 'usa', NULL)});
+together();
+$r->psql($_, q{SELECT residency.set_region_state('aus', 'catching up')}) foreach qw(usa gbr);
+is(ship('gbr', 'aus') . ship('usa', 'aus'), '00', 'the old row is still referred to, and the new one of no more right than another home\'s');
+is(ship('gbr', 'aus', 1), 1, 'that the old one is no more is a conflict');
+is(ship('usa', 'aus'), 1, 'but its home has said so: the new one is written over it');
+is($r->psql('aus', 'SELECT region FROM app.node WHERE id = 3') . conflicts('aus'), 'usa', 'and no conflict is left there');
+ship('aus', $_) foreach qw(usa gbr);
+$r->psql('gbr', q{SELECT residency.resolve_conflict('app.node', '{3}')});
+is(ship('gbr', 'aus'), 1, 'nor where the old one was');
+is($r->all_equal('SELECT string_agg(concat(id, region, parent), $$ $$ ORDER BY id) FROM app.node', 'all copies are equal'), '3usa 4aus3', 'with what refers to the row');
+is(conflicts('usa') . conflicts('aus') . conflicts('gbr'), '', 'and no conflict is left');
+all_up();
+$r->psql('usa', 'DELETE FROM app.node');
+
 # --- what a writer pays ---------------------------------------------------------------------------------------
 # entries that are gone, but whose place in the file is not, make nobody look up each key
 is(join(' ', map { $r->psql($_, 'SELECT (SELECT count(*) FROM residency.conflict) || $$ $$ || (pg_relation_size($$residency.conflict$$) > 0)') } $r->regions), '0 true 0 true 0 true', 'there were conflicts, and are none');
