@@ -45,7 +45,6 @@ residency_shipped_read(RowProbe *probe, ChangeReader *reader, ShippedLine *line)
 {
 	ChangeReader copy = *reader;
 
-	line->relid = RelationGetRelid(probe->rel);
 	line->kind = reader->kind;
 	if (reader->kind == CHANGE_MOVE)
 	{
@@ -59,6 +58,8 @@ residency_shipped_read(RowProbe *probe, ChangeReader *reader, ShippedLine *line)
 	else
 		residency_text_read_key(&copy, probe->text, probe->values, probe->nulls);
 	line->key = key_text(probe);
+	/* last: without a key nothing can be said about the table */
+	line->relid = RelationGetRelid(probe->rel);
 }
 
 /* Leaves out a record that is not applied. */
@@ -210,7 +211,7 @@ residency_shipped_hold(ShippedCall *call, const ShippedLine *line)
 {
 	MemoryContext old;
 
-	if (line->new_key == NULL || line->verdict.outcome == SHIP_DONE)
+	if (line->new_key == NULL || line->key == NULL || line->verdict.outcome == SHIP_DONE)
 		return;
 	old = MemoryContextSwitchTo(call->held_context);
 	for (int i = 0; i < 2; i++)
