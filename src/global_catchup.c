@@ -106,7 +106,7 @@ open_table(Shipment *shipment, Oid relid)
 		return table;
 	rule = residency_table_rule(relid);
 	if (rule != NULL && rule->kind == RESIDENCY_GLOBAL && rel->rd_rel->relkind == RELKIND_RELATION)
-		table->blocked = !OidIsValid(RelationGetPrimaryKeyIndex(rel));
+		table->blocked = !OidIsValid(compat_primary_key_index(rel));
 	else
 	{
 		relation_close(rel, RowShareLock);
