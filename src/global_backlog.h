@@ -127,6 +127,7 @@ extern void residency_conflict_check(Oid relid, const char *key);
 extern void residency_conflict_store(Oid relid, const char *key, const char *kind,
 									 const char *region, const char *home,
 									 const char *constraint, const char *row);
+extern char *residency_conflict_holder(Oid relid, const char *key);
 extern void residency_conflict_disown(Oid relid, const char *key);
 extern void residency_conflict_cured(const char *region, const char *home, Datum relations, Datum keys);
 

@@ -226,6 +226,7 @@ judge(ShippedCall *call, RowProbe *probe, ChangeReader *reader, Verdict *verdict
 	ProbeResult found = residency_probe_row(probe, true);
 	bool		first;
 	char	   *home;
+	char	   *holder;
 
 	reader->check = found == PROBE_NONE ? CHECK_ABSENT : CHECK_NONE;
 	if (found == PROBE_BUSY)
@@ -252,6 +253,13 @@ judge(ShippedCall *call, RowProbe *probe, ChangeReader *reader, Verdict *verdict
 	if (reader->kind == CHANGE_DELETE || !first)
 	{
 		verdict->outcome = SHIP_LOST;
+		return false;
+	}
+	/* what stays here gives way to one row only, or two regions would take theirs for that one */
+	holder = residency_conflict_holder(RelationGetRelid(probe->rel), read_key(probe, reader));
+	if (holder != NULL && strcmp(holder, call->shipper) < 0)
+	{
+		judge_third(call, probe, verdict);
 		return false;
 	}
 	verdict->outcome = SHIP_WON;

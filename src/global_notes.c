@@ -399,22 +399,44 @@ drop_note(Note *note)
 	pfree(note);
 }
 
+/* True if a note was sent at the level that made it, which an abort would undo with the note. */
+static bool
+is_done(Note *note)
+{
+	return !note->dirty && note->last_sent <= note->level;
+}
+
 /*
- * Drops notes that will not be needed again, when there are very many: those sent
- * at the level that made them, which an abort would undo together with the note.
- * A row that is written again later is recognized as ours by its old version.
+ * Drops notes that will not be needed again, when there are very many: moves first, as
+ * long as there is one of a table it needs the notes of both its keys.  A row that is
+ * written again later is recognized as ours by its old version.
  */
 void
 residency_notes_forget_sent(void)
 {
 	dlist_mutable_iter iter;
+	dlist_iter	moves;
 
+	dlist_foreach_modify(iter, &residency_notes)
+	{
+		Note	   *note = dlist_container(Note, node, iter.cur);
+
+		note->table->has_moves = false;
+		if (note->kind == NOTE_MOVE && is_done(note))
+			drop_note(note);
+	}
+	dlist_foreach(moves, &residency_notes)
+	{
+		Note	   *note = dlist_container(Note, node, moves.cur);
+
+		note->table->has_moves |= note->kind == NOTE_MOVE;
+	}
 	notes_kept = 0;
 	dlist_foreach_modify(iter, &residency_notes)
 	{
 		Note	   *note = dlist_container(Note, node, iter.cur);
 
-		if (note->dirty || note->table->has_moves || note->last_sent > note->level)
+		if (note->table->has_moves || !is_done(note))
 		{
 			notes_kept++;
 			continue;

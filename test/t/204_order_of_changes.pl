@@ -113,6 +113,17 @@ same('a key that is not to change is there again', @family, result => '1 2 3 4|1
 same('rows are deleted, then the table of those that refer to them is emptied', @family, result => '||',
 	sql => q{DO $$BEGIN DELETE FROM app.parent; TRUNCATE app.child; END$$});
 
+# a changed key does not keep all that is written later in the transaction in memory
+$r->psql('usa', 'DELETE FROM app.item');
+my $writer = $r->session('gbr');
+$writer->query_safe($_) foreach 'BEGIN', q{INSERT INTO app.item VALUES (1, 'usa', 'x')}, 'UPDATE app.item SET id = 2', q{INSERT INTO app.item SELECT n, 'gbr', 'x' FROM generate_series(1001, 400000) n};
+my $bytes = $writer->query_safe(q{SELECT coalesce(sum(total_bytes), 0) FROM pg_backend_memory_contexts WHERE name = 'residency notes'});
+cmp_ok($bytes, '<', 40 * 1024 * 1024, 'very many rows after a changed key are not kept in memory');
+$writer->query_safe(q{UPDATE app.item SET id = -id WHERE id = 300000; INSERT INTO app.item VALUES (300000, 'aus', 'anew')});
+$writer->query_safe('COMMIT');
+$writer->quit;
+is($r->all_equal('SELECT count(*), sum(id), string_agg(note, $$ $$) FILTER (WHERE id IN (2, -300000, 300000)) FROM app.item', 'all of them'), '399002|' . (399000 * 401001 / 2 - 300000 - 300000 + 2 + 300000) . '|x x anew', 'and what changes later');
+
 # a trigger at the home keeps a row of a piece from being written
 everywhere(q{
 	CREATE FUNCTION app.never() RETURNS trigger LANGUAGE plpgsql AS $f$ BEGIN RETURN NULL; END $f$;
