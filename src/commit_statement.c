@@ -241,6 +241,9 @@ statement_ExecutorFinish(QueryDesc *queryDesc)
 	leave(locks);
 	if (is_statement(queryDesc))
 		residency_statement_end();
+	/* the triggers of what a foreign key does run with those of the statement around it */
+	else if (!(queryDesc->estate->es_top_eflags & EXEC_FLAG_SKIP_TRIGGERS))
+		residency_global_part_ends();
 }
 
 /* see commit_internal.h */

@@ -196,6 +196,13 @@
 	index_beginscan(heap, index, snapshot, nkeys, 0)
 #endif
 
+/* the primary key's index, unless it can be deferred; one has to say so since 18 */
+#if PG_VERSION_NUM >= 180000
+#define compat_primary_key_index(rel) RelationGetPrimaryKeyIndex(rel, false)
+#else
+#define compat_primary_key_index(rel) RelationGetPrimaryKeyIndex(rel)
+#endif
+
 /* exprs_known_equal takes an operator family, or none, since 18 */
 #if PG_VERSION_NUM >= 180000
 #define compat_exprs_known_equal(root, a, b) exprs_known_equal(root, a, b, InvalidOid)

@@ -5,7 +5,8 @@
  * global_capture.c	triggers that note what a transaction did to global tables
  * global_notes.c	the notes: one per key, in order, undone with their subtransaction
  * global_note_tables.c	the tables they belong to
- * global_send.c	reads each noted row once and sends it to all regions
+ * global_send.c	sends what was noted to all regions
+ * global_records.c	reads each noted row once and writes its record
  * global_text.c	rows, keys and versions as text, the same in every region
  * global_apply.c	residency.apply(): takes what another gateway sent
  * global_target.c	finds, checks and writes the rows of one table
@@ -46,6 +47,7 @@ extern void residency_global_init(void);
 extern int	residency_global_limit_locks(QueryDesc *queryDesc);
 extern int	residency_global_limit_utility(Node *parsetree);
 extern void residency_global_constraints_deferred(void);
+extern void residency_global_part_ends(void);
 extern void residency_global_unlimit_locks(int level);
 
 /* only in PG_CATCH: throws 40P01 if the current error is a lock timeout, else returns */

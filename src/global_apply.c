@@ -100,18 +100,18 @@ is_lock_timeout(ErrorData *error)
  * gateway's copies had no such row, so somebody has made it meanwhile.
  */
 static bool
-is_new_reference(ApplyRun *run, ErrorData *error)
+is_new_reference(ErrorData *error)
 {
+	const TableRule *rule;
 	Oid			schema;
 
-	if (error->sqlerrcode != ERRCODE_FOREIGN_KEY_VIOLATION || run->referring == NIL ||
-		error->schema_name == NULL || error->table_name == NULL ||
-		error->message_id == NULL ||
+	if (error->sqlerrcode != ERRCODE_FOREIGN_KEY_VIOLATION || error->schema_name == NULL ||
+		error->table_name == NULL || error->message_id == NULL ||
 		strncmp(error->message_id, "update or delete on table", 25) != 0)
 		return false;
 	schema = get_namespace_oid(error->schema_name, true);
-	return OidIsValid(schema) &&
-		list_member_oid(run->referring, get_relname_relid(error->table_name, schema));
+	rule = OidIsValid(schema) ? residency_table_rule(get_relname_relid(error->table_name, schema)) : NULL;
+	return rule != NULL && rule->kind == RESIDENCY_GLOBAL;
 }
 
 /*
@@ -156,7 +156,7 @@ rethrow(ApplyRun *run, MemoryContext context)
 				 errdetail("The region is catching up with what it missed, and a constraint may fail only because of that."),
 				 errhint("Try the transaction again.")));
 	}
-	if (is_new_reference(run, error))
+	if (is_new_reference(error))
 	{
 		FlushErrorState();
 		ereport(ERROR,

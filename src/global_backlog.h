@@ -137,6 +137,7 @@ extern bool residency_conflict_given_up(Oid relid, const char *key, const char *
 extern void residency_conflict_store(Oid relid, const char *key, const char *kind,
 									 const char *region, const char *home,
 									 const char *constraint, const char *row);
+extern char *residency_conflict_holder(Oid relid, const char *key);
 extern void residency_conflict_disown(Oid relid, const char *key);
 extern void residency_conflict_cured(const char *region, const char *home, Datum relations, Datum keys);
 

@@ -16,6 +16,7 @@
 #include "residency.h"
 
 #include "access/htup_details.h"
+#include "access/sysattr.h"
 #include "access/transam.h"
 #include "access/xact.h"
 #include "catalog/pg_constraint.h"
@@ -127,6 +128,38 @@ key_unchanged(NoteTable *table, const Datum *old, const Datum *new)
 	return true;
 }
 
+/*
+ * True if an UPDATE or DELETE ("new" is NULL) may have made values free that another row
+ * could not have while this one had them, in an index other than the primary key's.
+ */
+static bool
+frees_values(NoteTable *table, Relation rel, HeapTuple old, HeapTuple new)
+{
+	TupleDesc	desc = RelationGetDescr(rel);
+	int			column = -1;
+
+	if (new == NULL)
+		return table->further != NULL;
+	while ((column = bms_next_member(table->further, column)) >= 0)
+	{
+		AttrNumber	attno = column + FirstLowInvalidHeapAttributeNumber;
+		bool		old_null;
+		bool		new_null;
+		Datum		before;
+		Datum		after;
+
+		if (attno <= 0)
+			return true;
+		before = heap_getattr(old, attno, desc, &old_null);
+		after = heap_getattr(new, attno, desc, &new_null);
+		if (old_null != new_null ||
+			(!old_null && !datum_image_eq(before, after, TupleDescAttr(desc, attno - 1)->attbyval,
+										  TupleDescAttr(desc, attno - 1)->attlen)))
+			return true;
+	}
+	return false;
+}
+
 /* Notes that a row was there before with this key, and where its home is. */
 static Note *
 note_old(NoteTable *table, Relation rel, HeapTuple old, const Datum *key, bool ours)
@@ -147,12 +180,16 @@ note_old(NoteTable *table, Relation rel, HeapTuple old, const Datum *key, bool o
 	return note;
 }
 
-/* Notes that a row came into being with this key; *found: the key was noted before. */
+/*
+ * Notes that a row came into being with this key.  *found: the key was noted before;
+ * *late: by an event that must be a later one, since the row was ours.
+ */
 static Note *
-note_new(NoteTable *table, const Datum *key, bool *found)
+note_new(NoteTable *table, const Datum *key, bool *found, bool *late)
 {
 	Note	   *note = residency_note_row(table, key, found);
 
+	*late = *found && note->base == BASE_PENDING;
 	residency_note_base(note, NULL, false);
 	residency_note_touch(note);
 	return note;
@@ -169,15 +206,17 @@ capture_row(TriggerData *trigdata, NoteTable *table)
 	Datum		new_key[INDEX_MAX_KEYS];
 	bool		ours;
 	bool		found;
+	bool		late;
 
 	if (TRIGGER_FIRED_BY_INSERT(trigdata->tg_event))
 	{
 		get_key(table, rel, old, key);
-		note_new(table, key, &found);
+		note_new(table, key, &found, &late);
 		return;
 	}
 
 	ours = TransactionIdIsCurrentTransactionId(HeapTupleHeaderGetXmin(old->t_data));
+	residency_notes_freed |= frees_values(table, rel, old, new);
 	get_key(table, rel, old, key);
 	if (TRIGGER_FIRED_BY_UPDATE(trigdata->tg_event))
 	{
@@ -186,11 +225,11 @@ capture_row(TriggerData *trigdata, NoteTable *table)
 		if (!key_unchanged(table, key, new_key))
 		{
 			Note	   *from = note_old(table, rel, old, key, ours);
-			Note	   *to = note_new(table, new_key, &found);
+			Note	   *to = note_new(table, new_key, &found, &late);
 
 			/* equal under the type's equality: one note, one row, no move */
 			if (from != to)
-				residency_note_move(table, from, to, found, !ours);
+				residency_note_move(table, from, to, found, late);
 			return;
 		}
 	}

@@ -100,6 +100,7 @@ judge_row(ShippedCall *call, RowProbe *probe, ChangeReader *reader, ShippedLine 
 	ProbeResult found = residency_probe_row(probe, true);
 	bool		first;
 	char	   *home;
+	char	   *holder;
 
 	reader->check = found == PROBE_NONE ? CHECK_ABSENT : CHECK_NONE;
 	if (found == PROBE_BUSY)
@@ -130,6 +131,13 @@ judge_row(ShippedCall *call, RowProbe *probe, ChangeReader *reader, ShippedLine 
 	if (reader->kind == CHANGE_DELETE || !first)
 	{
 		verdict->outcome = SHIP_LOST;
+		return false;
+	}
+	/* what stays here gives way to one row only, or two regions would take theirs for that one */
+	holder = residency_conflict_holder(line->relid, line->key);
+	if (holder != NULL && strcmp(holder, call->shipper) < 0)
+	{
+		judge_third(call, probe, verdict);
 		return false;
 	}
 	verdict->outcome = SHIP_WON;

@@ -25,6 +25,7 @@
 #include "utils/snapmgr.h"
 
 #include "commit_internal.h"
+#include "compat.h"
 #include "global_backlog.h"
 #include "global_catchup.h"
 #include "regions.h"
@@ -53,7 +54,7 @@ open_table(Shipment *shipment, Oid relid)
 		return table;
 	rule = residency_table_rule(relid);
 	if (rule != NULL && rule->kind == RESIDENCY_GLOBAL && rel->rd_rel->relkind == RELKIND_RELATION)
-		table->blocked = !OidIsValid(RelationGetPrimaryKeyIndex(rel));
+		table->blocked = !OidIsValid(compat_primary_key_index(rel));
 	else
 	{
 		relation_close(rel, RowShareLock);

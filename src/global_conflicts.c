@@ -196,20 +196,48 @@ residency_conflict_store(Oid relid, const char *key, const char *kind, const cha
 
 /*
  * The row of this key that was made here does not hold: that some region could not take it
- * is of no interest any more.
+ * is of no interest any more, nor that one keeps its own row instead of it, since that is now
+ * between the region whose row holds and that one.
  */
 void
 residency_conflict_disown(Oid relid, const char *key)
 {
-	Oid			types[] = {OIDOID, TEXTOID};
-	Datum		values[] = {ObjectIdGetDatum(relid), CStringGetTextDatum(key)};
+	Oid			types[] = {OIDOID, TEXTOID, TEXTOID};
+	Datum		values[] = {ObjectIdGetDatum(relid), CStringGetTextDatum(key), CStringGetTextDatum(residency_self()->region)};
 
 	if (SPI_connect() != SPI_OK_CONNECT)
 		elog(ERROR, "SPI_connect failed");
 	residency_spi_as_owner("DELETE FROM residency.conflict WHERE relation OPERATOR(pg_catalog.=) $1 "
-						   "AND key OPERATOR(pg_catalog.=) $2 AND kind OPERATOR(pg_catalog.<>) 'key'",
+						   "AND key OPERATOR(pg_catalog.=) $2 AND (kind OPERATOR(pg_catalog.<>) 'key' OR "
+						   "(home OPERATOR(pg_catalog.=) $3 AND constraint_name IS NOT NULL))",
 						   lengthof(types), types, values, false);
 	SPI_finish();
+}
+
+/*
+ * The region whose row of this key holds, while the one made here stays; NULL if nobody has
+ * said so yet.
+ */
+char *
+residency_conflict_holder(Oid relid, const char *key)
+{
+	Oid			types[] = {OIDOID, TEXTOID, TEXTOID};
+	Datum		values[] = {ObjectIdGetDatum(relid), CStringGetTextDatum(key), CStringGetTextDatum(residency_self()->region)};
+	MemoryContext context = CurrentMemoryContext;
+	char	   *holder = NULL;
+
+	if (SPI_connect() != SPI_OK_CONNECT)
+		elog(ERROR, "SPI_connect failed");
+	PushActiveSnapshot(GetLatestSnapshot());
+	residency_spi_as_owner("SELECT home FROM residency.conflict WHERE relation OPERATOR(pg_catalog.=) $1 "
+						   "AND key OPERATOR(pg_catalog.=) $2 AND region OPERATOR(pg_catalog.=) $3 "
+						   "AND kind OPERATOR(pg_catalog.=) 'key' AND constraint_name IS NOT NULL",
+						   lengthof(types), types, values, false);
+	if (SPI_processed > 0)
+		holder = MemoryContextStrdup(context, SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1));
+	PopActiveSnapshot();
+	SPI_finish();
+	return holder;
 }
 
 /*

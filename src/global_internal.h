@@ -113,6 +113,7 @@ typedef struct NoteTable
 	bool		byvals[INDEX_MAX_KEYS];
 	FmgrInfo	equals[INDEX_MAX_KEYS];
 	FmgrInfo	hashes[INDEX_MAX_KEYS]; /* fn_oid invalid: the type has none */
+	Bitmapset  *further;		/* columns of further unique indexes, offset as in the core */
 	struct Note *probe;			/* key to look up */
 	struct notehash_hash *hash;
 } NoteTable;
@@ -130,7 +131,7 @@ typedef enum NoteKind
  */
 typedef struct Note
 {
-	dlist_node	node;			/* in the order of first notes, see NOTE_MOVE */
+	dlist_node	node;			/* in the order in which they became dirty, see NOTE_MOVE */
 	dlist_node	deep_node;		/* in that of what a subtransaction made or sent, if "deep" */
 	NoteTable  *table;
 	NoteKind	kind;
@@ -157,6 +158,7 @@ typedef struct Note
 extern dlist_head residency_notes; /* all notes of the transaction, in order */
 extern int	residency_notes_dirty;	/* how many are dirty */
 extern Size residency_notes_bytes;	/* about what they use */
+extern bool residency_notes_freed;	/* values of further unique indexes have become free */
 
 extern MemoryContext residency_note_context;	/* of all notes; NULL while there are none */
 extern struct notehash_hash *residency_note_hash_make(MemoryContext context);
@@ -170,7 +172,7 @@ extern Note *residency_note_row(NoteTable *table, const Datum *key, bool *found)
 extern void residency_note_touch(Note *note);
 extern void residency_note_base(Note *note, HeapTuple old, bool ours);
 extern void residency_note_move(NoteTable *table, Note *from, Note *to, bool to_was_noted,
-								bool pretransaction);
+								bool came_late);
 extern void residency_note_sent(Note *note);
 extern void residency_note_skipped(Note *note);
 extern void residency_note_version(Note *note, uint64 version);
@@ -207,7 +209,6 @@ typedef struct ApplyRun
 	int			limit;			/* lock timeout in force, ms; -1 none set yet */
 	bool		last;			/* no further piece of the same batch follows */
 	bool		many_owners;	/* the targets have more than one owner */
-	List	   *referring;		/* OIDs of global tables whose rows refer to the targets' */
 	ApplyScope	scope;			/* of the row at hand */
 	Oid			owner;			/* of the triggers' query that is open; invalid: none is */
 	bool		at_home;		/* the row at hand has its home here */
@@ -226,7 +227,7 @@ typedef struct ApplyRun
 /* global_triggers.c */
 extern TriggerDesc *residency_triggers_for(Relation rel, ApplyScope scope, bool deferred, bool shipped);
 extern bool residency_trigger_waits(Trigger *trigger, bool deferred);
-extern List *residency_referring_tables(Relation rel);
+extern bool residency_table_is_referred(Relation rel);
 extern Oid	residency_trigger_function(Trigger *trigger, bool shipped);
 extern void residency_triggers_init(void);
 

@@ -12,10 +12,12 @@
 
 #include "access/genam.h"
 #include "access/htup_details.h"
+#include "access/sysattr.h"
 #include "access/table.h"
 #include "access/xact.h"
 #include "catalog/pg_am.h"
 #include "catalog/pg_index.h"
+#include "optimizer/optimizer.h"
 #include "utils/builtins.h"
 #include "utils/inval.h"
 #include "utils/lsyscache.h"
@@ -68,12 +70,44 @@ load_key_functions(NoteTable *table, Relation rel)
 	index_close(index, AccessShareLock);
 }
 
+/*
+ * Fills in which columns further unique or exclusion constraints look at, so that a row's
+ * change may make way for another row; the whole row stands for itself.
+ */
+static void
+load_further(NoteTable *table, Relation rel)
+{
+	List	   *indexes = RelationGetIndexList(rel);
+	Bitmapset  *columns = NULL;
+	ListCell   *lc;
+
+	foreach(lc, indexes)
+	{
+		Relation	index;
+
+		if (lfirst_oid(lc) == table->index)
+			continue;
+		index = index_open(lfirst_oid(lc), AccessShareLock);
+		if (index->rd_index->indisunique || index->rd_index->indisexclusion)
+		{
+			for (int k = 0; k < IndexRelationGetNumberOfKeyAttributes(index); k++)
+				if (index->rd_index->indkey.values[k] != 0)
+					columns = bms_add_member(columns, index->rd_index->indkey.values[k] - FirstLowInvalidHeapAttributeNumber);
+			pull_varattnos((Node *) RelationGetIndexExpressions(index), 1, &columns);
+			pull_varattnos((Node *) RelationGetIndexPredicate(index), 1, &columns);
+		}
+		index_close(index, AccessShareLock);
+	}
+	list_free(indexes);
+	table->further = columns;
+}
+
 /* Makes the entry of a table that this transaction writes for the first time. */
 static NoteTable *
 make_table(Relation rel)
 {
 	const TableRule *rule = residency_table_rule(RelationGetRelid(rel));
-	Oid			index = RelationGetPrimaryKeyIndex(rel);
+	Oid			index = compat_primary_key_index(rel);
 	NoteTable  *table;
 	MemoryContext old;
 	Oid			function;
@@ -107,6 +141,7 @@ make_table(Relation rel)
 					  &function, &varlena);
 	fmgr_info(function, &table->region_out);
 	load_key_functions(table, rel);
+	load_further(table, rel);
 	table->probe = palloc0(offsetof(Note, key) + sizeof(Datum) * table->nkeys);
 	table->probe->table = table;
 	table->hash = residency_note_hash_make(residency_note_context);
@@ -152,11 +187,14 @@ static void
 refresh_table(NoteTable *table, Relation rel)
 {
 	const TableRule *rule = residency_table_rule(RelationGetRelid(rel));
-	Oid			index = RelationGetPrimaryKeyIndex(rel);
+	Oid			index = compat_primary_key_index(rel);
 	bool		same = rule != NULL && index == table->index;
 	MemoryContext old;
 
 	table->stale = false;
+	old = MemoryContextSwitchTo(residency_note_context);
+	load_further(table, rel);
+	MemoryContextSwitchTo(old);
 	if (same && equalTupleDescs(table->desc, RelationGetDescr(rel)) &&
 		rule->region_attno == table->region_attno)
 	{

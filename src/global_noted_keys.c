@@ -104,7 +104,7 @@ is_ours(HeapTuple tuple)
 static bool
 is_key_new(Relation rel)
 {
-	Oid			index = RelationGetPrimaryKeyIndex(rel);
+	Oid			index = compat_primary_key_index(rel);
 	HeapTuple	tuple;
 	bool		is_new;
 

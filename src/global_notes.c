@@ -65,6 +65,7 @@ static bool same_key(const Note *a, const Note *b);
 dlist_head	residency_notes = DLIST_STATIC_INIT(residency_notes);
 int			residency_notes_dirty = 0;
 Size		residency_notes_bytes = 0;
+bool		residency_notes_freed = false;
 
 static dlist_head deep_notes = DLIST_STATIC_INIT(deep_notes);
 MemoryContext residency_note_context = NULL;
@@ -122,6 +123,7 @@ reset_notes(void)
 	residency_note_tables_reset();
 	residency_notes_dirty = 0;
 	residency_notes_bytes = 0;
+	residency_notes_freed = false;
 	notes_kept = 0;
 	dirty_kept = 0;
 	bytes_kept = 0;
@@ -219,10 +221,14 @@ residency_note_row(NoteTable *table, const Datum *key, bool *found)
 	return note;
 }
 
-/* The row may have changed: it is to be sent. */
+/* The row may have changed: it is to be sent, after what is to be sent already. */
 void
 residency_note_touch(Note *note)
 {
+	if (note->dirty)
+		return;
+	dlist_delete(&note->node);
+	dlist_push_tail(&residency_notes, &note->node);
 	make_dirty(note);
 }
 
@@ -267,14 +273,14 @@ residency_note_version(Note *note, uint64 version)
 
 /*
  * A row's key changed from one to the other.  Both notes go behind the move, so
- * that the row is renamed before either key's state is sent.  With "pretransaction"
- * the row had the first key before the transaction; a move that goes on from the
- * second key is then the later one, although its event came first (a row trigger
- * that changes the key again).
+ * that the row is renamed before either key's state is sent.  With "came_late" the
+ * event is the one by which the second key came into being, and another one that
+ * concerns that key was seen before it: a row trigger has changed the key again, and
+ * the move that goes on from there is the later one, although its event came first.
  */
 void
 residency_note_move(NoteTable *table, Note *from, Note *to, bool to_was_noted,
-					bool pretransaction)
+					bool came_late)
 {
 	MemoryContext old = MemoryContextSwitchTo(residency_note_context);
 	Note	   *move = palloc0(sizeof(Note));
@@ -289,7 +295,7 @@ residency_note_move(NoteTable *table, Note *from, Note *to, bool to_was_noted,
 	move->to = to;
 	move->vacate = to_was_noted;
 
-	if (pretransaction && to_was_noted && table->has_moves)
+	if (came_late && table->has_moves)
 		dlist_foreach(iter, &residency_notes)
 		{
 			Note	   *other = dlist_container(Note, node, iter.cur);
@@ -393,22 +399,44 @@ drop_note(Note *note)
 	pfree(note);
 }
 
+/* True if a note was sent at the level that made it, which an abort would undo with the note. */
+static bool
+is_done(Note *note)
+{
+	return !note->dirty && note->last_sent <= note->level;
+}
+
 /*
- * Drops notes that will not be needed again, when there are very many: those sent
- * at the level that made them, which an abort would undo together with the note.
- * A row that is written again later is recognized as ours by its old version.
+ * Drops notes that will not be needed again, when there are very many: moves first, as
+ * long as there is one of a table it needs the notes of both its keys.  A row that is
+ * written again later is recognized as ours by its old version.
  */
 void
 residency_notes_forget_sent(void)
 {
 	dlist_mutable_iter iter;
+	dlist_iter	moves;
 
+	dlist_foreach_modify(iter, &residency_notes)
+	{
+		Note	   *note = dlist_container(Note, node, iter.cur);
+
+		note->table->has_moves = false;
+		if (note->kind == NOTE_MOVE && is_done(note))
+			drop_note(note);
+	}
+	dlist_foreach(moves, &residency_notes)
+	{
+		Note	   *note = dlist_container(Note, node, moves.cur);
+
+		note->table->has_moves |= note->kind == NOTE_MOVE;
+	}
 	notes_kept = 0;
 	dlist_foreach_modify(iter, &residency_notes)
 	{
 		Note	   *note = dlist_container(Note, node, iter.cur);
 
-		if (note->dirty || note->table->has_moves || note->last_sent > note->level)
+		if (note->table->has_moves || !is_done(note))
 		{
 			notes_kept++;
 			continue;

@@ -42,7 +42,7 @@ residency_probe_open(Relation rel)
 
 	probe->rel = rel;
 	probe->region_attno = rule->region_attno;
-	probe->index = index_open(RelationGetPrimaryKeyIndex(rel), AccessShareLock);
+	probe->index = index_open(compat_primary_key_index(rel), AccessShareLock);
 	probe->nkeys = IndexRelationGetNumberOfKeyAttributes(probe->index);
 	for (int k = 0; k < probe->nkeys; k++)
 	{

@@ -7,26 +7,20 @@
  * the notes; nobody waits for the answers here.
  *
  * This runs before the next request to a region, when the outermost statement
- * ends, and in the middle of a statement that writes very many rows.
+ * ends, and in the middle of one: if it writes very many rows, and when a statement
+ * in a function has made values of a unique key free.
  */
 #include "residency.h"
 
-#include "access/genam.h"
-#include "access/relation.h"
-#include "access/relscan.h"
-#include "access/skey.h"
-#include "access/table.h"
-#include "access/tableam.h"
 #include "access/xact.h"
-#include "executor/tuptable.h"
+#include "commands/trigger.h"
 #include "miscadmin.h"
-#include "utils/builtins.h"
-#include "utils/lsyscache.h"
+#include "utils/fmgrprotos.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
 #include "utils/snapmgr.h"
 
-#include "global_backlog.h"
+#include "global_records.h"
 #include "regions.h"
 #include "remote.h"
 
@@ -39,358 +33,11 @@
 #define TRUNCATE_SQL \
 	"SELECT residency.apply_truncate($1::pg_catalog.text[])"
 
-/* reads the current rows of one table by primary key */
-typedef struct NoteReader
-{
-	NoteTable  *table;
-	int			wire_number;	/* position of the table in this request, 0 none yet */
-	uint64		rows;			/* of the table in this request */
-	Relation	rel;
-	Relation	index;
-	IndexScanDesc scan;
-	TupleTableSlot *slot;
-	GlobalText *text;
-	Datum	   *values;			/* room for an old row */
-	bool	   *nulls;
-	ScanKeyData keys[INDEX_MAX_KEYS];
-} NoteReader;
-
-/* one run of sending */
-typedef struct Sender
-{
-	MemoryContext context;		/* of everything here */
-	MemoryContext row_context;	/* of one record */
-	List	   *readers;
-	List	   *tables;			/* names in the order of their wire numbers */
-	List	   *homes;			/* const char *, likewise */
-	StringInfoData changes;
-	List	   *left_out;		/* char *: regions that are not up, see global_backlog.c */
-	BacklogNotes *notes;		/* rows homed here that they do not get; NULL: nobody is left out */
-	bool		conflicts;		/* rows homed here are looked up in residency.conflict */
-	const char *table;			/* name of the latest record's table, for errors */
-} Sender;
-
 /* an unfinished batch: the regions hold back checks until its last piece */
 static bool batch_open = false;
 
 /* the client has deferred constraints, with SET CONSTRAINTS, in this transaction */
 static bool constraints_deferred = false;
-
-/* The name of a relation as the other regions know it. */
-static char *
-relation_name(Relation rel)
-{
-	return quote_qualified_identifier(get_namespace_name(RelationGetNamespace(rel)),
-									  RelationGetRelationName(rel));
-}
-
-/*
- * Opens a table for reading, at its first dirty note.  Returns NULL if the table
- * has been dropped since, or is no longer declared.
- */
-static NoteReader *
-open_reader(Sender *sender, NoteTable *table)
-{
-	MemoryContext old;
-	NoteReader *reader;
-	Relation	rel;
-	const TableRule *rule;
-	ListCell   *lc;
-
-	foreach(lc, sender->readers)
-		if (((NoteReader *) lfirst(lc))->table == table)
-			return lfirst(lc);
-	rel = try_relation_open(table->relid, AccessShareLock);
-	if (rel == NULL)
-		return NULL;
-	rule = residency_table_rule(table->relid);
-	if (rule == NULL || rule->kind != RESIDENCY_GLOBAL)
-	{
-		relation_close(rel, AccessShareLock);
-		return NULL;
-	}
-	if (table->stale)
-		residency_note_table(rel);
-
-	old = MemoryContextSwitchTo(sender->context);
-	reader = palloc0(sizeof(NoteReader));
-	reader->table = table;
-	reader->rel = rel;
-	reader->index = index_open(table->index, AccessShareLock);
-	reader->slot = table_slot_create(rel, NULL);
-	reader->text = residency_text_make(RelationGetDescr(rel), table->nkeys, table->keys);
-	reader->values = palloc(sizeof(Datum) * RelationGetDescr(rel)->natts);
-	reader->nulls = palloc(sizeof(bool) * RelationGetDescr(rel)->natts);
-	for (int k = 0; k < table->nkeys; k++)
-		ScanKeyEntryInitialize(&reader->keys[k], 0, k + 1, BTEqualStrategyNumber,
-							   InvalidOid, table->collations[k],
-							   table->equals[k].fn_oid, (Datum) 0);
-	reader->scan = index_beginscan(rel, reader->index, SnapshotSelf, table->nkeys, 0);
-	sender->readers = lappend(sender->readers, reader);
-	MemoryContextSwitchTo(old);
-	return reader;
-}
-
-/* Closes all readers; locks stay until the transaction ends. */
-static void
-close_readers(Sender *sender)
-{
-	ListCell   *lc;
-
-	foreach(lc, sender->readers)
-	{
-		NoteReader *reader = lfirst(lc);
-
-		index_endscan(reader->scan);
-		ExecDropSingleTupleTableSlot(reader->slot);
-		index_close(reader->index, NoLock);
-		relation_close(reader->rel, NoLock);
-	}
-}
-
-/*
- * Reads the row that has the note's key now, in the eyes of this very command.
- * False if there is none.
- */
-static bool
-read_row(Sender *sender, NoteReader *reader, Note *note)
-{
-	MemoryContext old;
-	bool		found;
-
-	for (int k = 0; k < note->table->nkeys; k++)
-		reader->keys[k].sk_argument = note->key[k];
-	/* the index's access method keeps memory of its own between calls */
-	old = MemoryContextSwitchTo(sender->context);
-	index_rescan(reader->scan, reader->keys, note->table->nkeys, NULL, 0);
-	found = index_getnext_slot(reader->scan, ForwardScanDirection, reader->slot);
-	MemoryContextSwitchTo(old);
-	if (!found)
-		return false;
-	slot_getallattrs(reader->slot);
-	return true;
-}
-
-/* Position (1..) of a string in one of the arrays that a request carries. */
-static int
-wire_position(List **list, const char *string)
-{
-	ListCell   *lc;
-
-	foreach(lc, *list)
-		if (lfirst(lc) == string)
-			return foreach_current_index(lc) + 1;
-	*list = lappend(*list, unconstify(char *, string));
-	return list_length(*list);
-}
-
-/*
- * Position of a note's home; throws if the row names no region.  For a row that was
- * not there before, the current row (in the reader's slot) says where its home is.
- */
-static int
-wire_home(Sender *sender, NoteReader *reader, Note *note, bool present)
-{
-	NoteTable  *table = note->table;
-	MemoryContext old;
-	int			position;
-
-	if (note->home == NULL && present)
-	{
-		if (reader->slot->tts_isnull[table->region_attno - 1])
-			ereport(ERROR,
-					(errcode(ERRCODE_NOT_NULL_VIOLATION),
-					 errmsg("a row of global table \"%s\" names no region",
-							RelationGetRelationName(reader->rel)),
-					 errdetail("Column \"%s\" is null.",
-							   NameStr(TupleDescAttr(RelationGetDescr(reader->rel),
-													 table->region_attno - 1)->attname)),
-					 errhint("Every row of a global table needs a home region, where writes of it are ordered."),
-					 errtablecol(reader->rel, table->region_attno)));
-		note->home = residency_note_home(table,
-										 reader->slot->tts_values[table->region_attno - 1]);
-		/* throws if there is no such region */
-		(void) residency_region_server(note->home);
-	}
-	old = MemoryContextSwitchTo(sender->context);
-	position = note->home ? wire_position(&sender->homes, note->home) : 0;
-	MemoryContextSwitchTo(old);
-	return position;
-}
-
-/* Position of a note's table. */
-static int
-wire_table(Sender *sender, NoteReader *reader)
-{
-	MemoryContext old;
-
-	if (reader->wire_number > 0)
-		return reader->wire_number;
-	old = MemoryContextSwitchTo(sender->context);
-	sender->tables = lappend(sender->tables, relation_name(reader->rel));
-	reader->wire_number = list_length(sender->tables);
-	MemoryContextSwitchTo(old);
-	return reader->wire_number;
-}
-
-/* What the home must check for a note; *version is set if that is a version. */
-static ChangeCheck
-note_check(NoteReader *reader, Note *note, uint64 *version)
-{
-	*version = 0;
-	if (note->first_sent > 0)
-		return CHECK_NONE;
-	if (note->base == BASE_TUPLE)
-	{
-		heap_deform_tuple(note->old, note->table->desc, reader->values, reader->nulls);
-		residency_note_version(note, residency_text_version(reader->text, reader->values,
-															reader->nulls));
-	}
-	switch (note->base)
-	{
-		case BASE_VERSION:
-			*version = note->version;
-			return CHECK_VERSION;
-		case BASE_ABSENT:
-			return CHECK_ABSENT;
-		default:
-			return CHECK_NONE;
-	}
-}
-
-/*
- * A row that has its home here: throws if its key is in conflict, and notes it for the
- * regions that are left out, if any are.  "key", and "was" if it was another one, are in
- * index order.
- */
-static void
-note_here(Sender *sender, NoteReader *reader, const char *home, const Datum *key, const Datum *was)
-{
-	Oid			relid = reader->table->relid;
-	StringInfoData text;
-	StringInfoData before;
-
-	sender->table = RelationGetRelationName(reader->rel);
-	if ((sender->notes == NULL && !sender->conflicts) || home == NULL ||
-		strcmp(home, residency_self()->region) != 0)
-		return;
-	initStringInfo(&text);
-	initStringInfo(&before);
-	residency_text_key(&text, reader->text, key);
-	if (sender->conflicts)
-		residency_conflict_check(relid, text.data);
-	if (sender->notes)
-		residency_backlog_add(sender->notes, relid, text.data);
-	if (sender->notes == NULL || was == NULL)
-		return;
-	residency_text_key(&before, reader->text, was);
-	residency_backlog_move(sender->notes, relid, before.data, text.data);
-}
-
-/*
- * Throws if a row gets another home while some region is left out: the old home could
- * not tell it from a row that is no more (global_backlog.c).  The row is in the slot.
- */
-static void
-refuse_new_home(Sender *sender, NoteReader *reader, Note *note)
-{
-	NoteTable  *table = note->table;
-	Datum		value = reader->slot->tts_values[table->region_attno - 1];
-
-	if (sender->left_out == NIL || reader->slot->tts_isnull[table->region_attno - 1] ||
-		residency_note_home(table, value) == note->home)
-		return;
-	ereport(ERROR,
-			(errcode(ERRCODE_SQLCLIENT_UNABLE_TO_ESTABLISH_SQLCONNECTION),
-			 errmsg("the home of a row of global table \"%s\" cannot change while region \"%s\" is left out",
-					RelationGetRelationName(reader->rel), (char *) linitial(sender->left_out)),
-			 errhint("Wait until SELECT * FROM residency.regions shows it as up.")));
-}
-
-/* Writes the record of a key that has no row (any more). */
-static void
-put_delete(Sender *sender, NoteReader *reader, Note *note)
-{
-	uint64		version;
-	ChangeCheck check = note_check(reader, note, &version);
-
-	residency_text_head(&sender->changes, CHANGE_DELETE, check,
-						wire_table(sender, reader),
-						wire_home(sender, reader, note, false), version);
-	residency_text_key(&sender->changes, reader->text, note->key);
-	note_here(sender, reader, note->home, note->key, NULL);
-}
-
-/* Writes the record of a row note, if it has anything to tell. */
-static void
-put_row(Sender *sender, NoteReader *reader, Note *note)
-{
-	uint64		version;
-	ChangeCheck check;
-
-	if (!read_row(sender, reader, note))
-	{
-		if (note->base == BASE_ABSENT && note->first_sent == 0)
-		{
-			residency_note_skipped(note);
-			return;
-		}
-		put_delete(sender, reader, note);
-	}
-	else
-	{
-		int			home = wire_home(sender, reader, note, true);
-
-		refuse_new_home(sender, reader, note);
-		note_here(sender, reader, note->home, note->key, NULL);
-		check = note_check(reader, note, &version);
-		residency_text_head(&sender->changes, CHANGE_STATE, check,
-							wire_table(sender, reader), home, version);
-		residency_text_row(&sender->changes, reader->text,
-						   reader->slot->tts_values, reader->slot->tts_isnull);
-	}
-	residency_note_sent(note);
-}
-
-/*
- * Writes the records of a changed key.  The states of both keys follow, unchecked:
- * the move itself has been checked.
- */
-static void
-put_move(Sender *sender, NoteReader *reader, Note *move)
-{
-	uint64		version;
-	ChangeCheck check;
-
-	/*
-	 * A row that came and went under its first key before anything was sent needs
-	 * no move: the other key's state tells all.
-	 */
-	if (move->from->base == BASE_ABSENT && move->from->first_sent == 0)
-	{
-		residency_note_skipped(move);
-		return;
-	}
-	if (move->vacate && (move->to->base != BASE_ABSENT || move->to->first_sent > 0))
-		put_delete(sender, reader, move->to);
-	if (move->vacate)
-		residency_note_sent(move->to);
-	check = note_check(reader, move->from, &version);
-	residency_text_head(&sender->changes, CHANGE_MOVE, check,
-						wire_table(sender, reader),
-						wire_home(sender, reader, move->from, false), version);
-	residency_text_key(&sender->changes, reader->text, move->from->key);
-	residency_text_key(&sender->changes, reader->text, move->to->key);
-	note_here(sender, reader, move->from->home, move->to->key, move->from->key);
-	if (move->to->home == NULL)
-		move->to->home = move->from->home;
-	residency_note_sent(move);
-	residency_note_sent(move->from);
-	residency_note_sent(move->to);
-	/* both keys' states still have to follow */
-	residency_note_touch(move->from);
-	residency_note_touch(move->to);
-}
 
 /*
  * Queues one request with the same parameters on all regions but those left out.  Its
@@ -414,7 +61,10 @@ send_everywhere(Oid relid, uint64 rows, const char *sql, int nparams, const char
 	list_free(servers);
 }
 
-/* Sends the records written so far, and starts anew.  For the counters it is about the table with most rows. */
+/*
+ * Sends the records written so far, and starts anew.  For the counters the request is about
+ * the table with the most rows in it.
+ */
 static void
 send_chunk(Sender *sender, bool last)
 {
@@ -432,6 +82,7 @@ send_chunk(Sender *sender, bool last)
 			most = reader;
 		rows += reader->rows;
 	}
+
 	values[0] = residency_text_array(sender->tables);
 	values[1] = residency_text_array(sender->homes);
 	values[2] = sender->changes.data;
@@ -456,38 +107,42 @@ send_chunk(Sender *sender, bool last)
 	}
 }
 
-/* Writes the records of all dirty notes, in order. */
+/*
+ * The first dirty note, looked for from the end, as that is where they are; the list's
+ * head if there is none.
+ */
+static dlist_node *
+first_dirty(void)
+{
+	dlist_node *first = &residency_notes.head;
+	dlist_node *node = residency_notes.head.prev;
+
+	for (int left = residency_notes_dirty; left > 0; node = node->prev)
+	{
+		Assert(node != &residency_notes.head);
+		if (dlist_container(Note, node, node)->dirty)
+		{
+			first = node;
+			left--;
+		}
+	}
+	return first;
+}
+
+/* Writes the records of all dirty notes, in order; those that get dirty by that are at the end. */
 static void
 put_notes(Sender *sender, bool all)
 {
-	dlist_iter	iter;
-
-	dlist_foreach(iter, &residency_notes)
+	for (dlist_node *cur = first_dirty(); cur != &residency_notes.head; cur = cur->next)
 	{
-		Note	   *note = dlist_container(Note, node, iter.cur);
-		NoteReader *reader;
-		MemoryContext old;
-		int			length = sender->changes.len;
+		Note	   *note = dlist_container(Note, node, cur);
 
 		if (!note->dirty)
 			continue;
 		if (!all && note->kind == NOTE_ROW && note->base == BASE_PENDING)
 			continue;
 		CHECK_FOR_INTERRUPTS();
-		reader = open_reader(sender, note->table);
-		if (reader == NULL)
-		{
-			residency_note_sent(note);
-			continue;
-		}
-		old = MemoryContextSwitchTo(sender->row_context);
-		if (note->kind == NOTE_MOVE)
-			put_move(sender, reader, note);
-		else
-			put_row(sender, reader, note);
-		MemoryContextSwitchTo(old);
-		MemoryContextReset(sender->row_context);
-		reader->rows += sender->changes.len > length;
+		residency_records_put(sender, note);
 		if (sender->changes.len >= CHUNK_BYTES)
 			send_chunk(sender, false);
 	}
@@ -532,11 +187,25 @@ residency_global_send(bool all, bool last)
 	residency_text_end(level);
 	if (sender.changes.len > 0 || (last && batch_open))
 		send_chunk(&sender, last);
-	close_readers(&sender);
+	residency_records_close(&sender);
 	if (pushed)
 		PopActiveSnapshot();
 	MemoryContextSwitchTo(old);
 	MemoryContextDelete(sender.context);
+}
+
+/*
+ * A part of the outermost statement is over, a statement in a function perhaps.  If it has
+ * made values of unique keys free, it is sent, as the next one may take them: of what comes
+ * together each row is sent once, as it is in the end.
+ */
+void
+residency_global_part_ends(void)
+{
+	if (!residency_notes_freed)
+		return;
+	residency_notes_freed = false;
+	residency_global_send(false, false);
 }
 
 /*
@@ -548,21 +217,30 @@ void
 residency_global_send_truncate(Relation rel, NoteTable *table)
 {
 	const char *values[1];
+
 	List	   *left_out = residency_left_out();
 
 	if (left_out != NIL)
 		residency_refuse_away(linitial(left_out), RelationGetRelationName(rel));
 	residency_notes_settle_table(table);
-	residency_global_send(true, true);
-	values[0] = residency_text_array(list_make1(relation_name(rel)));
+	/* rows that refer to some of those may go with this very TRUNCATE */
+	residency_global_send(true, false);
+	values[0] = residency_text_array(list_make1(residency_sent_name(rel)));
 	send_everywhere(RelationGetRelid(rel), 0, TRUNCATE_SQL, 1, values, NIL);
 }
 
-/* The producer: see remote.h.  A region's request may depend on any row, so all get all that is noted. */
+/*
+ * The producer: see remote.h.  A region's request may depend on any row of a global
+ * table, so all that is noted goes out to all regions.  While a trigger runs, the
+ * statement that fired it is not over: what a foreign key does to other rows may be
+ * still to come.
+ */
 static void
 produce(RemoteRegion *region)
 {
-	residency_global_send(region == NULL, true);
+	bool		inside = DatumGetInt32(pg_trigger_depth(NULL)) > 0;
+
+	residency_global_send(region == NULL && !inside, !inside);
 }
 
 /*

@@ -52,7 +52,7 @@ check_target(Relation rel)
 				 errmsg("table \"%s\" is not a global table in region \"%s\"",
 						RelationGetRelationName(rel), residency_self()->region),
 				 errhint("Declare it in all regions with residency.make_global().")));
-	if (!OidIsValid(RelationGetPrimaryKeyIndex(rel)))
+	if (!OidIsValid(compat_primary_key_index(rel)))
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("global table \"%s\" has no primary key in region \"%s\"",
@@ -93,13 +93,12 @@ init_target(ApplyRun *run, ApplyTarget *target, int rti)
 	Relation	index;
 	Oid			function;
 	bool		varlena;
-	List	   *referring;
 
 	target->region_attno = residency_table_rule(RelationGetRelid(rel))->region_attno;
 	getTypeOutputInfo(TupleDescAttr(RelationGetDescr(rel), target->region_attno - 1)->atttypid,
 					  &function, &varlena);
 	fmgr_info_cxt(function, &target->region_out, run->estate->es_query_cxt);
-	target->index = RelationGetPrimaryKeyIndex(rel);
+	target->index = compat_primary_key_index(rel);
 	index = index_open(target->index, AccessShareLock);
 	target->nkeys = IndexRelationGetNumberOfKeyAttributes(index);
 	memcpy(target->keys, index->rd_index->indkey.values, sizeof(AttrNumber) * target->nkeys);
@@ -114,9 +113,7 @@ init_target(ApplyRun *run, ApplyTarget *target, int rti)
 
 	for (int scope = 0; scope < SCOPE_COUNT; scope++)
 		target->triggers[scope] = residency_triggers_for(rel, scope, run->deferred, run->shipped);
-	referring = residency_referring_tables(rel);
-	target->referred = referring != NIL;
-	run->referring = list_concat_unique_oid(run->referring, referring);
+	target->referred = residency_table_is_referred(rel);
 	target->text = residency_text_make(RelationGetDescr(rel), target->nkeys, target->keys);
 	target->image = ExecInitExtraTupleSlot(run->estate, RelationGetDescr(rel), &TTSOpsVirtual);
 	target->found = ExecInitExtraTupleSlot(run->estate, RelationGetDescr(rel),
@@ -341,10 +338,15 @@ checks_wait(ApplyRun *run)
 	return !run->last || run->many_owners;
 }
 
-/* Notes a row for the check with the last piece, if that is wanted. */
+/*
+ * Notes a row for the check with the last piece, if that is wanted.  A BEFORE trigger may
+ * have kept the new one from being written.
+ */
 static void
 remember(ApplyRun *run, ApplyTarget *target, TupleTableSlot *old, TupleTableSlot *new)
 {
+	if (new != NULL && !ItemPointerIsValid(&new->tts_tid))
+		return;
 	if (run->scope == SCOPE_HOME_PIECE ||
 		(run->scope == SCOPE_COPY_PIECE && old != NULL && target->referred))
 		residency_recheck_remember(RelationGetRelid(target->rel), run->scope == SCOPE_HOME_PIECE,
@@ -488,14 +490,12 @@ apply_move(ApplyRun *run, ApplyTarget *target, ChangeReader *reader)
 	if (RelationFindReplTupleByIndex(target->rel, target->index, LockTupleExclusive,
 									 image, target->other))
 	{
+		/* in catch-up: its home had deleted it by then */
 		if (!run->shipped)
-		{
 			check_destination(run, target);
-			return;
-		}
-		/* its home had deleted it by then */
-		if (found)
+		else if (found)
 			delete_row(run, target, target->other);
+		found &= run->shipped;
 	}
 	if (found)
 		update_row(run, target);

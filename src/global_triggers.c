@@ -97,7 +97,8 @@ residency_trigger_waits(Trigger *trigger, bool deferred)
 /*
  * The function that a foreign key's trigger runs for rows that were sent, or "shipped" in
  * catch-up: an action between global tables becomes a check.  (Actions are never deferred, so
- * no later event can run the action after all.)
+ * no later event can run the action after all.)  So does RESTRICT, which the gateway has kept:
+ * here the batch is checked at its end, and a row with the same key may be there again.
  */
 Oid
 residency_trigger_function(Trigger *trigger, bool shipped)
@@ -107,21 +108,31 @@ residency_trigger_function(Trigger *trigger, bool shipped)
 		case F_RI_FKEY_CASCADE_DEL:
 		case F_RI_FKEY_SETNULL_DEL:
 		case F_RI_FKEY_SETDEFAULT_DEL:
+		case F_RI_FKEY_RESTRICT_DEL:
 			return between_global_tables(trigger) ? F_RI_FKEY_NOACTION_DEL : trigger->tgfoid;
 		case F_RI_FKEY_CASCADE_UPD:
 		case F_RI_FKEY_SETNULL_UPD:
 		case F_RI_FKEY_SETDEFAULT_UPD:
 			return between_global_tables(trigger) && !shipped ? F_RI_FKEY_NOACTION_UPD : trigger->tgfoid;
+		case F_RI_FKEY_RESTRICT_UPD:
+			return between_global_tables(trigger) ? F_RI_FKEY_NOACTION_UPD : trigger->tgfoid;
 		default:
 			return trigger->tgfoid;
 	}
+}
+
+/* True for rows of a batch of which more are to come. */
+static bool
+is_piece(ApplyScope scope)
+{
+	return scope == SCOPE_COPY_PIECE || scope == SCOPE_HOME_PIECE;
 }
 
 /* Decides whether a trigger fires in a scope: see the head of this file. */
 static bool
 fires(Trigger *trigger, ApplyScope scope, bool deferred)
 {
-	bool		piece = scope == SCOPE_COPY_PIECE || scope == SCOPE_HOME_PIECE;
+	bool		piece = is_piece(scope);
 
 	if (trigger->tgenabled == TRIGGER_DISABLED)
 		return false;
@@ -147,12 +158,11 @@ fires(Trigger *trigger, ApplyScope scope, bool deferred)
 	}
 }
 
-/* The other global tables, and this one, whose rows refer to rows of a table (OIDs). */
-List *
-residency_referring_tables(Relation rel)
+/* True if rows of global tables, this one perhaps, refer to rows of the table. */
+bool
+residency_table_is_referred(Relation rel)
 {
 	TriggerDesc *desc = rel->trigdesc;
-	List	   *tables = NIL;
 
 	for (int i = 0; desc && i < desc->numtriggers; i++)
 	{
@@ -161,9 +171,9 @@ residency_referring_tables(Relation rel)
 		if (trigger->tgisinternal &&
 			RI_FKey_trigger_type(trigger->tgfoid) == RI_TRIGGER_PK &&
 			between_global_tables(trigger))
-			tables = list_append_unique_oid(tables, trigger->tgconstrrelid);
+			return true;
 	}
-	return tables;
+	return false;
 }
 
 /*
@@ -188,7 +198,9 @@ residency_triggers_for(Relation rel, ApplyScope scope, bool deferred, bool shipp
 		{
 			trigger->tgenabled = TRIGGER_FIRES_ALWAYS;
 			trigger->tgfoid = residency_trigger_function(trigger, shipped);
-			if (trigger->tgisinternal && deferred)
+			/* a unique key that can be deferred is violated between two pieces, too */
+			if (trigger->tgisinternal &&
+				(deferred || (is_piece(scope) && trigger->tgfoid == F_UNIQUE_KEY_RECHECK)))
 				trigger->tginitdeferred = trigger->tgdeferrable;
 		}
 	}

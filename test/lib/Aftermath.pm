@@ -281,7 +281,7 @@ sub check_copies
 {
 	my ($t) = @_;
 
-	foreach my $table (qw(app.identity app.parent app.child app.made))
+	foreach my $table (qw(app.identity app.parent app.child app.brief app.made))
 	{
 		my %copies;
 

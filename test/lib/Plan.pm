@@ -95,13 +95,14 @@ sub schema
 			CREATE TABLE app.identity (id int PRIMARY KEY, region text NOT NULL, note text, n int NOT NULL DEFAULT 0);
 			CREATE TABLE app.details (id int PRIMARY KEY, region text NOT NULL, name text, n int NOT NULL DEFAULT 0);
 			CREATE TABLE app.parent (id int PRIMARY KEY, region text NOT NULL, note text);
-			CREATE TABLE app.child (id int PRIMARY KEY, region text NOT NULL, parent int NOT NULL REFERENCES app.parent ON DELETE CASCADE, note text);
+			CREATE TABLE app.child (id int PRIMARY KEY, region text NOT NULL, parent int NOT NULL REFERENCES app.parent ON DELETE CASCADE ON UPDATE CASCADE, note text);
 			CREATE INDEX ON app.child (parent);
+			CREATE TABLE app.brief (id int PRIMARY KEY, region text NOT NULL, note text);
 			CREATE TABLE app.made (id int PRIMARY KEY, region text NOT NULL, txn int NOT NULL);
 			CREATE TABLE app.marker (txn int, region text NOT NULL, PRIMARY KEY (txn, region));
 			CREATE TABLE app.token (txn int, region text NOT NULL, PRIMARY KEY (txn, region));
 		$$)},
-		(map { "SELECT residency.make_global('app.$_', 'region')" } qw(identity parent child made token)),
+		(map { "SELECT residency.make_global('app.$_', 'region')" } qw(identity parent child brief made token)),
 		q{SELECT residency.make_resident('app.details', 'region', key => '{id}', directory => 'app.identity')},
 		q{SELECT residency.make_resident('app.marker', 'region', key => '{txn}')},
 		q{SELECT residency.run_everywhere($$
@@ -292,7 +293,7 @@ sub in_a_block
 	return;
 }
 
-my @operations = qw(count_global count_resident count_resident transfer transfer put put remove move caught parent child orphan read);
+my @operations = ((qw(count_global count_resident count_resident transfer transfer put put remove move caught parent child orphan read)) x 2, qw(rename rename rehome brief brief clear));
 
 # One operation on rows homed in those regions, with what it changes.
 sub operation
@@ -401,6 +402,46 @@ sub op_orphan
 	my ($self, $t, $roll, $row) = @_;
 
 	step($t, "DELETE FROM app.parent WHERE id = $row->{passing}");
+	$t->{global}{ $row->{region} } = 1;
+	return;
+}
+
+# another key: its children follow
+sub op_rename
+{
+	my ($self, $t, $roll, $row) = @_;
+	my $key = $first_passing + $roll->($passing);
+
+	step($t, "UPDATE app.parent SET id = $key, note = '$row->{word}' WHERE id = $row->{passing} AND NOT EXISTS (SELECT FROM app.parent WHERE id = $key)");
+	$t->{global}{ $row->{region} } = 1;
+	return;
+}
+
+# another home, which needs all regions
+sub op_rehome
+{
+	my ($self, $t, $roll, $row) = @_;
+
+	step($t, "UPDATE app.parent SET region = '$row->{region}' WHERE id = $row->{passing}");
+	$t->{global}{ $row->{region} } = 1;
+	return;
+}
+
+# rows of a table that somebody empties now and then
+sub op_brief
+{
+	my ($self, $t, $roll, $row) = @_;
+
+	step($t, "INSERT INTO app.brief VALUES ($row->{passing}, '$row->{region}', '$row->{word}') ON CONFLICT (id) DO UPDATE SET note = excluded.note");
+	$t->{global}{ $row->{region} } = 1;
+	return;
+}
+
+sub op_clear
+{
+	my ($self, $t, $roll, $row) = @_;
+
+	step($t, $roll->(2) ? 'TRUNCATE app.brief' : "DELETE FROM app.brief WHERE id < $row->{passing}");
 	$t->{global}{ $row->{region} } = 1;
 	return;
 }

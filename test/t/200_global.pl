@@ -198,6 +198,13 @@ is($r->all_equal(q{SELECT string_agg(length(note)::text, ' ' ORDER BY id) FROM a
 
 # --- what is refused -------------------------------------------------------------------------------
 $r->fails('usa', q{INSERT INTO app.item VALUES (90, 'atlantis', 'x')}, '08\w{3}|22\w{3}|23\w{3}|42\w{3}', qr/atlantis/, 'a row of no region');
+my %atlantis = (
+	'UPDATE app.item SET region = $$atlantis$$ WHERE id = 1' => 'nor does one get no region',
+	'UPDATE app.item SET region = $$atlantis$$, id = 91 WHERE id = 1' => 'nor with another key',
+	'BEGIN; INSERT INTO app.item VALUES (90, $$usa$$, $$x$$); UPDATE app.item SET region = $$atlantis$$ WHERE id = 90; COMMIT' => 'nor in the transaction that makes it',
+	'BEGIN; DELETE FROM app.item WHERE id = 1; INSERT INTO app.item VALUES (1, $$atlantis$$, $$x$$); COMMIT' => 'nor is it made anew without',
+	'INSERT INTO app.item VALUES (1, $$usa$$, $$x$$) ON CONFLICT (id) DO UPDATE SET region = $$atlantis$$' => 'nor by ON CONFLICT');
+$r->fails('usa', $_, '08\w{3}|22\w{3}|23\w{3}|42\w{3}', qr/atlantis/, $atlantis{$_}) foreach sort keys %atlantis;
 $r->fails('usa', q{SELECT residency.apply('{app.item}', '{usa}', '', true, '{}', false)}, '42501', qr/opened by another region/, 'apply is for regions only');
 $r->psql('usa', q{CREATE ROLE plain});
 $r->fails('usa', q{SET ROLE plain; SELECT residency.apply_truncate('{app.item}')}, '42501', qr/permission denied/, 'and not even callable by others');

@@ -102,6 +102,10 @@ is($r->all_equal('SELECT count(*) FROM app.parent WHERE id = 10002', 'what is re
 $r->psql('usa', "INSERT INTO app.child SELECT n, 'gbr', n FROM generate_series(10001, 10000 + $rows) n");
 $r->psql('usa', q{UPDATE app.parent SET id = id + 100000 WHERE id > 10000});
 is($r->all_equal('SELECT min(parent), max(parent), count(*) FROM app.child', 'without such a reference'), '110001|' . (110000 + $rows) . '|' . ($rows + 1), 'rows that refer to them follow, in pieces too');
+# the last piece has rows that refer, none that are referred to
+($writer, $remover) = race('aus', 'usa', q{INSERT INTO app.child VALUES (2, 'aus', 110002)}, q{DELETE FROM app.parent});
+is($writer, '', 'many rows deleted: the reference is committed');
+like($remover, $retry, 'the other one is told to try again');
 $r->psql('usa', 'DELETE FROM app.parent');
 is($r->all_equal('SELECT count(*) FROM app.child', 'and in pieces'), 0, 'they are deleted');
 
