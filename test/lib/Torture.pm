@@ -266,6 +266,8 @@ my $left_sql = q{
 		(SELECT string_agg('advisory lock of ' || who, ' ') FROM held WHERE locktype = 'advisory'),
 		(SELECT count(*) || ' rows to ship' FROM residency.backlog b
 		 WHERE NOT EXISTS (SELECT FROM residency.conflict c WHERE (c.relation, c.key, c.region) = (b.relation, b.key, b.region) AND (c.kind <> 'key' OR c.constraint_name IS NOT NULL)) HAVING count(*) > 0),
+		(SELECT count(*) || ' moves of no row to ship' FROM residency.backlog_move m
+		 WHERE NOT EXISTS (SELECT FROM residency.backlog b WHERE b.region = m.region AND b.relation = m.relation AND b.key IN (m.was, m.key)) HAVING count(*) > 0),
 		(SELECT string_agg(name || ' is ' || coalesce(state, 'unknown'), ' ') FROM residency.regions WHERE state IS DISTINCT FROM 'up'),
 		(SELECT string_agg('in transaction: ' || application_name || ' ' || left(query, 60), ' ') FROM pg_stat_activity
 		 WHERE backend_type = 'client backend' AND state LIKE 'idle in transaction%' AND pid <> pg_backend_pid()))};
