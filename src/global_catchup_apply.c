@@ -214,7 +214,7 @@ apply_record(ShippedCall *call, Attempt *attempt, ChangeReader *reader, ShippedL
 
 	attempt->run.table = RelationGetRelationName(target->rel);
 	attempt->run.index = target->index;
-	if (residency_shipped_judge(call, probe, reader, line))
+	if (line->remove || residency_shipped_judge(call, probe, reader, line))
 		residency_target_apply(&attempt->run, target, reader);
 	else
 		residency_shipped_skip(probe, reader);
@@ -311,6 +311,27 @@ attempt_in_subtransaction(ShippedCall *call, ChangeReader *record, List **lines,
 	return ok;
 }
 
+/*
+ * A record has failed for good that was to be written over a third region's row.  That one does
+ * not hold: it goes if it can, or it would be in the way of whatever the holder's home does next.
+ */
+static void
+remove_beaten(ShippedCall *call, int table, const ShippedLine *line)
+{
+	ShippedLine gone = {.kind = CHANGE_DELETE, .remove = true};
+	StringInfoData text;
+	ChangeReader record;
+
+	initStringInfo(&text);
+	residency_text_head(&text, CHANGE_DELETE, CHECK_NONE, table, 0, 0);
+	appendStringInfoString(&text, line->key);
+	memset(&record, 0, sizeof(record));
+	record.next = text.data;
+	record.end = text.data + text.len;
+	(void) residency_text_next(&record);
+	(void) attempt_in_subtransaction(call, &record, NULL, &gone);
+}
+
 /* Applies the records one by one, each in a subtransaction of its own. */
 static void
 apply_each(ShippedCall *call)
@@ -332,7 +353,9 @@ apply_each(ShippedCall *call)
 		CHECK_FOR_INTERRUPTS();
 		check_reader(call, &record);
 		call->context = row;
-		(void) attempt_in_subtransaction(call, &record, NULL, &line);
+		if (!attempt_in_subtransaction(call, &record, NULL, &line) && line.beaten &&
+			line.verdict.outcome == SHIP_CONFLICT)
+			remove_beaten(call, record.table, &line);
 		call->context = context;
 		residency_shipped_hold(call, &line);
 		settle(call, ++number, &line);

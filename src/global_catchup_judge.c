@@ -123,7 +123,8 @@ judge_row(ShippedCall *call, RowProbe *probe, ChangeReader *reader, ShippedLine 
 		if (reader->kind == CHANGE_DELETE)
 			return false;
 		/* a row that its home has given up is no rival; that it is still here is because of what refers to it */
-		if (first || residency_conflict_given_up(line->relid, line->key, home))
+		line->beaten = first || residency_conflict_given_up(line->relid, line->key, home);
+		if (line->beaten)
 			return true;
 		judge_third(call, probe, verdict);
 		return false;

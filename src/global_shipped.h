@@ -42,6 +42,8 @@ typedef struct ShippedLine
 	char	   *key;			/* of a move: the old one */
 	char	   *new_key;		/* of a move; NULL for others */
 	char	   *content;		/* the row as it came, if it may have to be kept */
+	bool		beaten;			/* a third region's row is here that this one takes the place of */
+	bool		remove;			/* that row goes, whatever its home is */
 	Verdict		verdict;
 } ShippedLine;
 

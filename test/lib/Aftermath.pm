@@ -64,15 +64,25 @@ sub conflicts
 	return map { $conflicts{$_} } sort keys %conflicts;
 }
 
+# A region that has been cured of a conflict tells its home when that tries again, which is every half minute.
+my $cured = 45;
+
 # Conflicts: each is known alike in two regions.
 sub read_conflicts
 {
 	my ($t) = @_;
+	my $end = time + $cured;
+	my @all;
 
+	do
+	{
+		@all = conflicts($t);
+		sleep(0.5) if grep { @{ $_->{known} } < 2 } @all;
+	} while (time < $end && grep { @{ $_->{known} } < 2 } @all);
 	$t->{conflict_keys} = {};
 	$t->{conflicts} = {};
 	$t->{excused} = {};
-	foreach my $c (conflicts($t))
+	foreach my $c (@all)
 	{
 		my $where = join(' ', sort @{ $c->{known} });
 

@@ -252,5 +252,27 @@ $r->psql('usa', 'CREATE ROLE plain');
 $r->fails('usa', q{SET ROLE plain; SELECT * FROM residency.conflicts}, '42501', qr/denied/, 'conflicts are for superusers');
 $r->fails('usa', q{SET ROLE plain; SELECT residency.resolve_conflict('app.item', '{1}')}, '42501', qr/denied/, 'and so are decisions');
 $r->fails('usa', q{SELECT residency.resolve_conflict('app.item', '{1}', 'mine')}, '22023', qr/which row to keep/, 'which are to be clear');
+# --- a row that holds cannot be stored in a third region, which has the one that lost ----------------
+$r->psql('usa', q{INSERT INTO app.node VALUES (50, 'usa', NULL), (51, 'usa', NULL)});
+apart();
+$r->psql('aus', q{INSERT INTO app.node VALUES (60, 'aus', 50)});
+$r->psql('usa', q{INSERT INTO app.node VALUES (60, 'usa', 51)});
+$r->psql('usa', q{DELETE FROM app.node WHERE id = 50});
+together();
+ship(@$_, 1) foreach [ 'usa', 'aus' ], [ 'aus', 'usa' ], [ 'aus', 'gbr' ];
+is(conflicts('gbr'), 'app.node {60} reference aus gbr node_parent_fkey {"id": 60, "parent": 50, "region": "aus"}', 'a third region cannot take the row that holds');
+is($r->psql('gbr', 'SELECT count(*) FROM app.node WHERE id = 60'), 0, 'and has no longer the one that does not');
+$r->psql('aus', q{SELECT residency.resolve_conflict('app.node', '{60}')});
+ship('aus', $_, 1) foreach qw(usa gbr);
+$r->psql('aus', q{SELECT residency.set_region_state(name, 'up') FROM residency.region WHERE name <> 'aus'});
+$r->psql($_, q{SELECT residency.set_region_state('aus', 'up')}) foreach qw(usa gbr);
+$r->psql('aus', q{SELECT residency.resolve_conflict('app.node', '{60}', 'stored', '{"parent": 51}')});
+is($r->all_equal('SELECT region, parent FROM app.node WHERE id = 60', 'it can be written with a reference that all have'), 'aus|51', 'and is the same everywhere');
+$r->psql('usa', q{SELECT residency.resolve_conflict('app.node', '{50}')});
+ship(@$_, 1) foreach [ 'usa', 'aus' ], [ 'usa', 'gbr' ], [ 'aus', 'usa' ], [ 'aus', 'gbr' ];
+is(join('', map { conflicts($_) } $r->regions), '', 'then nothing is left to be decided');
+is($r->all_equal('SELECT count(*) FROM app.node WHERE id IN (50, 60)', 'and all have'), 1, 'this row only');
+all_up();
+
 $r->teardown;
 done_testing();
