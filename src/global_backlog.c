@@ -43,17 +43,22 @@
  */
 #include "residency.h"
 
+#include "access/table.h"
 #include "access/xact.h"
+#include "catalog/namespace.h"
 #include "catalog/pg_authid.h"
 #include "catalog/pg_type.h"
 #include "common/hashfn.h"
 #include "executor/spi.h"
 #include "miscadmin.h"
+#include "storage/bufmgr.h"
 #include "storage/lmgr.h"
 #include "storage/lock.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
+#include "utils/lsyscache.h"
 #include "utils/memutils.h"
+#include "utils/rel.h"
 #include "utils/resowner.h"
 #include "utils/snapmgr.h"
 
@@ -312,6 +317,58 @@ residency_backlog_move(BacklogNotes *notes, Oid relid, const char *was, const ch
 	accumArrayResult(notes->moved, ObjectIdGetDatum(relid), false, OIDOID, notes->moved->mcontext);
 	add_text(notes->was, was);
 	add_text(notes->became, key);
+}
+
+/*
+ * Notes that a row's key became another one for those regions, too, that get this very move but
+ * still miss earlier ones of its keys.  These would be made again there behind it, and leave the
+ * row with a key that it had before.  What is noted twice does no harm: it ends where it ended.
+ */
+static void
+follow_moves(List *left_out, Oid relid, const char *was, const char *key)
+{
+	Oid			types[] = {OIDOID, TEXTOID, TEXTOID, NAMEARRAYOID};
+	Datum		values[] = {ObjectIdGetDatum(relid), CStringGetTextDatum(was), CStringGetTextDatum(key), (Datum) 0};
+	ArrayBuildState *names = initArrayResult(NAMEOID, CurrentMemoryContext, false);
+	Relation	moves = table_open(get_relname_relid("backlog_move", get_namespace_oid(RESIDENCY_SCHEMA, false)), AccessShareLock);
+	bool		none = RelationGetNumberOfBlocks(moves) == 0;
+	ListCell   *lc;
+	int			level;
+
+	table_close(moves, AccessShareLock);
+	if (none)
+		return;
+	foreach(lc, left_out)
+		accumArrayResult(names, DirectFunctionCall1(namein, CStringGetDatum(lfirst(lc))),
+						 false, NAMEOID, CurrentMemoryContext);
+	values[3] = makeArrayResult(names, CurrentMemoryContext);
+	level = limit_waits(residency_lock_timeout);
+	if (SPI_connect() != SPI_OK_CONNECT)
+		elog(ERROR, "SPI_connect failed");
+	PushActiveSnapshot(GetLatestSnapshot());
+	residency_spi_as_owner("WITH r AS (SELECT DISTINCT v.region FROM residency.backlog_move AS v WHERE v.relation OPERATOR(pg_catalog.=) $1 "
+						   "AND (v.key OPERATOR(pg_catalog.=) ANY (ARRAY[$2, $3]) OR v.was OPERATOR(pg_catalog.=) ANY (ARRAY[$2, $3])) "
+						   "AND v.region OPERATOR(pg_catalog.<>) ALL ($4)), "
+						   "m AS (INSERT INTO residency.backlog_move (region, relation, was, key) SELECT region, $1, $2, $3 FROM r) "
+						   "INSERT INTO residency.backlog (region, relation, key) SELECT r.region, $1, k "
+						   "FROM r CROSS JOIN pg_catalog.unnest(ARRAY[$2, $3]) AS k "
+						   "ON CONFLICT (region, relation, key) DO UPDATE SET seq = excluded.seq",
+						   lengthof(types), types, values, false);
+	PopActiveSnapshot();
+	SPI_finish();
+	AtEOXact_GUC(true, level);
+}
+
+/*
+ * A row of this region got another key: to be noted for the regions that are left out (notes
+ * NULL: none are), and for those that miss earlier changes of its keys.
+ */
+void
+residency_backlog_moved(BacklogNotes *notes, List *left_out, Oid relid, const char *was, const char *key)
+{
+	if (notes)
+		residency_backlog_move(notes, relid, was, key);
+	follow_moves(left_out, relid, was, key);
 }
 
 /* Writes the moves that were collected, for each of the regions (name[]); SPI is connected. */

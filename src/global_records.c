@@ -227,7 +227,7 @@ note_here(Sender *sender, NoteReader *reader, const char *home, const Datum *key
 	StringInfoData before;
 
 	sender->table = RelationGetRelationName(reader->rel);
-	if ((sender->notes == NULL && !sender->conflicts) || home == NULL ||
+	if ((sender->notes == NULL && !sender->conflicts && was == NULL) || home == NULL ||
 		strcmp(home, residency_self()->region) != 0)
 		return;
 	initStringInfo(&text);
@@ -236,11 +236,11 @@ note_here(Sender *sender, NoteReader *reader, const char *home, const Datum *key
 		residency_conflict_check(relid, text.data);
 	if (sender->notes)
 		residency_backlog_add(sender->notes, relid, text.data);
-	if (sender->notes && was)
+	if (was)
 	{
 		initStringInfo(&before);
 		residency_text_key(&before, reader->text, was);
-		residency_backlog_move(sender->notes, relid, before.data, text.data);
+		residency_backlog_moved(sender->notes, sender->left_out, relid, before.data, text.data);
 	}
 }
 

@@ -172,6 +172,22 @@ together();
 is(followers('aus'), '1UK 2FR; 1UK 2FR', 'until the writer is done');
 none_left('a writer');
 
+# one gateway's rename is noted, the next one's, back, comes directly: what is shipped late does not undo it
+begin();
+$r->psql('usa', q{INSERT INTO app.parent VALUES (1, 'usa', 'one'); INSERT INTO app.child VALUES (1, 'gbr', 1)});
+apart();
+$r->psql('usa', 'UPDATE app.parent SET id = 2 WHERE id = 1');
+cmp_ok(ship('gbr', 1), '>', 0, 'what refers to the row cannot be taken yet');
+state('gbr', 'aus', 'up');
+$r->psql('gbr', 'UPDATE app.parent SET id = 1 WHERE id = 2');
+is($r->psql('aus', 'SELECT parent FROM app.child'), 1, 'a rename back reaches the region directly');
+ship('usa') foreach 1 .. 3;
+is($r->psql('aus', 'SELECT string_agg(id::text, $$ $$) || (SELECT $$, $$ || parent FROM app.child) FROM app.parent'), '1, 1', 'and stays when the earlier one is shipped');
+$r->psql($_, q{SELECT residency.resolve_conflict(relation, key) FROM residency.conflicts WHERE home = residency.own_region()}) foreach qw(usa gbr);
+ship_all(qw(usa gbr));
+together();
+none_left('there and back by two ways');
+
 # very many
 begin();
 $r->psql('usa', q{INSERT INTO app.country SELECT n, 'usa', 'country ' || n FROM generate_series(1, 12000) n});
