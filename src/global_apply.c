@@ -219,6 +219,7 @@ apply_changes(ApplyRun *run, List *tables, List *homes, text *changes)
 
 	set_limit(run, residency_lock_timeout);
 	lock_left_out(run);
+	run->moved = residency_backlog_begin();
 	run->conflicts = residency_conflicts_exist();
 	if (run->notes || run->conflicts)
 		(void) residency_text_begin();	/* ends with the call's own nest level */
@@ -248,6 +249,7 @@ apply_changes(ApplyRun *run, List *tables, List *homes, text *changes)
 		residency_recheck_all();
 	if (run->notes)
 		residency_backlog_write(run->notes, run->left_out);
+	residency_backlog_write_moves(run->moved, run->left_out);
 }
 
 /* Empties the tables of a call. */

@@ -319,71 +319,83 @@ residency_backlog_move(BacklogNotes *notes, Oid relid, const char *was, const ch
 	add_text(notes->became, key);
 }
 
-/*
- * Notes that a row's key became another one for those regions, too, that get this very move but
- * still miss earlier ones of its keys.  These would be made again there behind it, and leave the
- * row with a key that it had before.  What is noted twice does no harm: it ends where it ended.
- */
-static void
-follow_moves(List *left_out, Oid relid, const char *was, const char *key)
+/* False if no move is noted, nor being noted: the cheap test. */
+static bool
+moves_exist(void)
 {
-	Oid			types[] = {OIDOID, TEXTOID, TEXTOID, NAMEARRAYOID};
-	Datum		values[] = {ObjectIdGetDatum(relid), CStringGetTextDatum(was), CStringGetTextDatum(key), (Datum) 0};
-	ArrayBuildState *names = initArrayResult(NAMEOID, CurrentMemoryContext, false);
 	Relation	moves = table_open(get_relname_relid("backlog_move", get_namespace_oid(RESIDENCY_SCHEMA, false)), AccessShareLock);
-	bool		none = RelationGetNumberOfBlocks(moves) == 0;
+	bool		exist = RelationGetNumberOfBlocks(moves) > 0;
+
+	table_close(moves, AccessShareLock);
+	return exist;
+}
+
+/*
+ * Moves, for the regions that are left out; and for those that are not, but still miss earlier
+ * moves of the same keys.  These would be made again there behind the new ones, and leave a row
+ * with a key that it had before.  So those are noted for them as well, and so is what follows
+ * them in turn.  What a region makes twice does no harm: it ends where it ended.
+ */
+#define MOVES_SQL \
+	"WITH RECURSIVE m AS MATERIALIZED (SELECT * FROM ROWS FROM (pg_catalog.unnest($1), pg_catalog.unnest($2), pg_catalog.unnest($3)) " \
+	"WITH ORDINALITY AS u (relation, was, key, n)), " \
+	"e AS MATERIALIZED (SELECT n, relation, was AS k FROM m UNION ALL SELECT n, relation, key FROM m), " \
+	"r (region, n) AS (SELECT g, e.n FROM e CROSS JOIN pg_catalog.unnest($4) AS g " \
+	"WHERE g OPERATOR(pg_catalog.=) ANY ($5) OR EXISTS (SELECT FROM residency.backlog_move AS v WHERE v.region OPERATOR(pg_catalog.=) g " \
+	"AND v.relation OPERATOR(pg_catalog.=) e.relation AND v.was OPERATOR(pg_catalog.=) e.k) " \
+	"OR EXISTS (SELECT FROM residency.backlog_move AS v WHERE v.region OPERATOR(pg_catalog.=) g " \
+	"AND v.relation OPERATOR(pg_catalog.=) e.relation AND v.key OPERATOR(pg_catalog.=) e.k) " \
+	"UNION SELECT r.region, b.n FROM r JOIN e AS a ON a.n OPERATOR(pg_catalog.=) r.n " \
+	"JOIN e AS b ON b.relation OPERATOR(pg_catalog.=) a.relation AND b.k OPERATOR(pg_catalog.=) a.k), " \
+	"w AS (INSERT INTO residency.backlog_move (region, relation, was, key) " \
+	"SELECT r.region, m.relation, m.was, m.key FROM r JOIN m ON m.n OPERATOR(pg_catalog.=) r.n ORDER BY m.n) " \
+	"INSERT INTO residency.backlog (region, relation, key) SELECT DISTINCT r.region, e.relation, e.k " \
+	"FROM r JOIN e ON e.n OPERATOR(pg_catalog.=) r.n " \
+	"ON CONFLICT (region, relation, key) DO UPDATE SET seq = excluded.seq"
+
+/* The names of regions (char *) as name[]. */
+static Datum
+name_array(List *regions)
+{
+	ArrayBuildState *names = initArrayResult(NAMEOID, CurrentMemoryContext, false);
+	ListCell   *lc;
+
+	foreach(lc, regions)
+		accumArrayResult(names, DirectFunctionCall1(namein, CStringGetDatum(lfirst(lc))),
+						 false, NAMEOID, CurrentMemoryContext);
+	return makeArrayResult(names, CurrentMemoryContext);
+}
+
+/*
+ * Writes the moves of this region's rows that were collected, in the current transaction, with
+ * notes of both keys.  Waits as residency_backlog_write does.
+ */
+void
+residency_backlog_write_moves(BacklogNotes *notes, List *left_out)
+{
+	Oid			types[] = {OIDARRAYOID, TEXTARRAYOID, TEXTARRAYOID, NAMEARRAYOID, NAMEARRAYOID};
+	Datum		values[lengthof(types)];
+	List	   *others = NIL;
 	ListCell   *lc;
 	int			level;
 
-	table_close(moves, AccessShareLock);
-	if (none)
+	if (notes->moved->nelems == 0 || (left_out == NIL && !moves_exist()))
 		return;
-	foreach(lc, left_out)
-		accumArrayResult(names, DirectFunctionCall1(namein, CStringGetDatum(lfirst(lc))),
-						 false, NAMEOID, CurrentMemoryContext);
-	values[3] = makeArrayResult(names, CurrentMemoryContext);
+	foreach(lc, residency_other_servers())
+		others = lappend(others, residency_server_region(lfirst_oid(lc)));
+	values[0] = makeArrayResult(notes->moved, CurrentMemoryContext);
+	values[1] = makeArrayResult(notes->was, CurrentMemoryContext);
+	values[2] = makeArrayResult(notes->became, CurrentMemoryContext);
+	values[3] = name_array(others);
+	values[4] = name_array(left_out);
 	level = limit_waits(residency_lock_timeout);
 	if (SPI_connect() != SPI_OK_CONNECT)
 		elog(ERROR, "SPI_connect failed");
 	PushActiveSnapshot(GetLatestSnapshot());
-	residency_spi_as_owner("WITH r AS (SELECT DISTINCT v.region FROM residency.backlog_move AS v WHERE v.relation OPERATOR(pg_catalog.=) $1 "
-						   "AND (v.key OPERATOR(pg_catalog.=) ANY (ARRAY[$2, $3]) OR v.was OPERATOR(pg_catalog.=) ANY (ARRAY[$2, $3])) "
-						   "AND v.region OPERATOR(pg_catalog.<>) ALL ($4)), "
-						   "m AS (INSERT INTO residency.backlog_move (region, relation, was, key) SELECT region, $1, $2, $3 FROM r) "
-						   "INSERT INTO residency.backlog (region, relation, key) SELECT r.region, $1, k "
-						   "FROM r CROSS JOIN pg_catalog.unnest(ARRAY[$2, $3]) AS k "
-						   "ON CONFLICT (region, relation, key) DO UPDATE SET seq = excluded.seq",
-						   lengthof(types), types, values, false);
+	residency_spi_as_owner(MOVES_SQL, lengthof(types), types, values, false);
 	PopActiveSnapshot();
 	SPI_finish();
 	AtEOXact_GUC(true, level);
-}
-
-/*
- * A row of this region got another key: to be noted for the regions that are left out (notes
- * NULL: none are), and for those that miss earlier changes of its keys.
- */
-void
-residency_backlog_moved(BacklogNotes *notes, List *left_out, Oid relid, const char *was, const char *key)
-{
-	if (notes)
-		residency_backlog_move(notes, relid, was, key);
-	follow_moves(left_out, relid, was, key);
-}
-
-/* Writes the moves that were collected, for each of the regions (name[]); SPI is connected. */
-static void
-write_moves(BacklogNotes *notes, Datum regions)
-{
-	Oid			types[] = {NAMEARRAYOID, OIDARRAYOID, TEXTARRAYOID, TEXTARRAYOID};
-	Datum		values[] = {regions, makeArrayResult(notes->moved, CurrentMemoryContext),
-		makeArrayResult(notes->was, CurrentMemoryContext), makeArrayResult(notes->became, CurrentMemoryContext)};
-
-	residency_spi_as_owner("INSERT INTO residency.backlog_move (region, relation, was, key) "
-						   "SELECT r, u.t, u.w, u.k FROM ROWS FROM (pg_catalog.unnest($2), pg_catalog.unnest($3), "
-						   "pg_catalog.unnest($4)) WITH ORDINALITY AS u (t, w, k, n) "
-						   "CROSS JOIN pg_catalog.unnest($1) AS r ORDER BY u.n",
-						   lengthof(types), types, values, false);
 }
 
 /*
@@ -411,7 +423,7 @@ residency_backlog_write(BacklogNotes *notes, List *regions)
 		accumArrayResult(names, DirectFunctionCall1(namein, CStringGetDatum(lfirst(lc))),
 						 false, NAMEOID, CurrentMemoryContext);
 	}
-	if ((notes->n == 0 && notes->moved->nelems == 0) || names->nelems == 0)
+	if (notes->n == 0 || names->nelems == 0)
 		return;
 	values[0] = makeArrayResult(names, CurrentMemoryContext);
 	values[1] = makeArrayResult(notes->relations, CurrentMemoryContext);
@@ -438,8 +450,6 @@ residency_backlog_write(BacklogNotes *notes, List *regions)
 	code = SPI_execute_plan(plan, values, NULL, false, 0);
 	if (code != SPI_OK_INSERT)
 		elog(ERROR, "SPI failed with code %d", code);
-	if (notes->moved->nelems > 0)
-		write_moves(notes, values[0]);
 	PopActiveSnapshot();
 	SPI_finish();
 	SetUserIdAndSecContext(user, context);

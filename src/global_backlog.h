@@ -152,7 +152,7 @@ extern VirtualTransactionId *residency_backlog_holders(const char *region, int *
 extern void residency_backlog_unlock_exclusive(const char *region);
 extern BacklogNotes *residency_backlog_begin(void);
 extern void residency_backlog_add(BacklogNotes *notes, Oid relid, const char *key);
-extern void residency_backlog_moved(BacklogNotes *notes, List *left_out, Oid relid, const char *was, const char *key);
+extern void residency_backlog_write_moves(BacklogNotes *notes, List *left_out);
 extern void residency_backlog_move(BacklogNotes *notes, Oid relid, const char *was, const char *key);
 extern void residency_backlog_write(BacklogNotes *notes, List *regions);
 extern void residency_backlog_own(Oid relid, const char *key);

@@ -282,6 +282,7 @@ note_action(Relation rel, HeapTuple old, HeapTuple new)
 		if (strcmp(was, key) != 0)
 			residency_backlog_move(notes, RelationGetRelid(rel), was, key);
 		residency_backlog_write(notes, others);
+		residency_backlog_write_moves(notes, others);
 	}
 	residency_text_end(level);
 	residency_probe_close(probe);

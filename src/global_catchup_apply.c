@@ -214,7 +214,7 @@ apply_record(ShippedCall *call, Attempt *attempt, ChangeReader *reader, ShippedL
 
 	attempt->run.table = RelationGetRelationName(target->rel);
 	attempt->run.index = target->index;
-	if (line->remove || residency_shipped_judge(call, probe, reader, line))
+	if (residency_shipped_judge(call, probe, reader, line))
 		residency_target_apply(&attempt->run, target, reader);
 	else
 		residency_shipped_skip(probe, reader);

@@ -176,6 +176,18 @@ judge_move(ShippedCall *call, RowProbe *probe, ChangeReader *reader, Verdict *ve
 	return made;
 }
 
+/* The same for a third region's row that is to go: it may be another one by now. */
+static bool
+judge_beaten(ShippedCall *call, RowProbe *probe)
+{
+	char	   *home;
+
+	if (residency_probe_row(probe, true) != PROBE_ROW)
+		return false;
+	home = residency_probe_home(probe);
+	return strcmp(home, call->shipper) != 0 && strcmp(home, residency_self()->region) != 0;
+}
+
 /* why a key has to wait, NULL if it has not */
 static HeldKey *
 held_key(ShippedCall *call, const ShippedLine *line)
@@ -206,6 +218,8 @@ residency_shipped_judge(ShippedCall *call, RowProbe *probe, ChangeReader *reader
 
 	memset(verdict, 0, sizeof(Verdict));
 	verdict->outcome = SHIP_DONE;
+	if (line->remove)
+		return judge_beaten(call, probe);
 	if (held != NULL && (line->kind == CHANGE_MOVE || !call->final || held->outcome != SHIP_LATER))
 	{
 		verdict->outcome = held->outcome;

@@ -226,6 +226,8 @@ residency_conflict_holder(Oid relid, const char *key)
 	MemoryContext context = CurrentMemoryContext;
 	char	   *holder = NULL;
 
+	if (!residency_conflicts_exist())
+		return NULL;
 	if (SPI_connect() != SPI_OK_CONNECT)
 		elog(ERROR, "SPI_connect failed");
 	PushActiveSnapshot(GetLatestSnapshot());

@@ -221,6 +221,7 @@ typedef struct ApplyRun
 	bool		behind;			/* this region is one of them */
 	bool		conflicts;		/* rows at home are looked up in residency.conflict */
 	bool		shipped;		/* this is catch-up: global_catchup_apply.c */
+	struct BacklogNotes *moved; /* moves of rows at home; NULL in catch-up */
 	char	   *was;			/* of a move at hand: the old key, as it travels */
 } ApplyRun;
 

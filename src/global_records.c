@@ -240,7 +240,7 @@ note_here(Sender *sender, NoteReader *reader, const char *home, const Datum *key
 	{
 		initStringInfo(&before);
 		residency_text_key(&before, reader->text, was);
-		residency_backlog_moved(sender->notes, sender->left_out, relid, before.data, text.data);
+		residency_backlog_move(sender->moved, relid, before.data, text.data);
 	}
 }
 

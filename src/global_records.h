@@ -38,6 +38,7 @@ typedef struct Sender
 	StringInfoData changes;
 	List	   *left_out;		/* char *: regions that are not up, see global_backlog.c */
 	BacklogNotes *notes;		/* rows homed here that they do not get; NULL: nobody is left out */
+	BacklogNotes *moved;		/* moves of rows homed here */
 	bool		conflicts;		/* rows homed here are looked up in residency.conflict */
 	const char *table;			/* name of the latest record's table, for errors */
 } Sender;

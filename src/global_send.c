@@ -180,6 +180,7 @@ residency_global_send(bool all, bool last)
 	}
 	sender.left_out = residency_left_out();
 	sender.conflicts = residency_conflicts_exist();
+	sender.moved = residency_backlog_begin();
 	if (sender.left_out != NIL)
 		sender.notes = residency_backlog_begin();
 	level = residency_text_begin();
@@ -188,6 +189,7 @@ residency_global_send(bool all, bool last)
 	if (sender.changes.len > 0 || (last && batch_open))
 		send_chunk(&sender, last);
 	residency_records_close(&sender);
+	residency_backlog_write_moves(sender.moved, sender.left_out);
 	if (pushed)
 		PopActiveSnapshot();
 	MemoryContextSwitchTo(old);

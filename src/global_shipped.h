@@ -43,7 +43,7 @@ typedef struct ShippedLine
 	char	   *new_key;		/* of a move; NULL for others */
 	char	   *content;		/* the row as it came, if it may have to be kept */
 	bool		beaten;			/* a third region's row is here that this one takes the place of */
-	bool		remove;			/* that row goes, whatever its home is */
+	bool		remove;			/* that row is to go */
 	Verdict		verdict;
 } ShippedLine;
 

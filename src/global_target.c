@@ -519,8 +519,8 @@ note_key(ApplyRun *run, ApplyTarget *target)
 		residency_conflict_check(RelationGetRelid(target->rel), text.data);
 	if (run->notes)
 		residency_backlog_add(run->notes, RelationGetRelid(target->rel), text.data);
-	if (run->was)
-		residency_backlog_moved(run->notes, run->left_out, RelationGetRelid(target->rel), run->was, text.data);
+	if (run->was && run->moved)
+		residency_backlog_move(run->moved, RelationGetRelid(target->rel), run->was, text.data);
 }
 
 /*
@@ -556,7 +556,7 @@ residency_target_apply(ApplyRun *run, ApplyTarget *target, ChangeReader *reader)
 			apply_move(run, target, reader);
 			break;
 	}
-	if (run->at_home && (run->notes || run->conflicts || (run->was && !run->shipped)))
+	if (run->at_home && (run->notes || run->conflicts || (run->was && run->moved)))
 		note_key(run, target);
 	ExecClearTuple(target->image);
 	ExecClearTuple(target->found);
