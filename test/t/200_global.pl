@@ -205,6 +205,10 @@ my %atlantis = (
 	'BEGIN; DELETE FROM app.item WHERE id = 1; INSERT INTO app.item VALUES (1, $$atlantis$$, $$x$$); COMMIT' => 'nor is it made anew without',
 	'INSERT INTO app.item VALUES (1, $$usa$$, $$x$$) ON CONFLICT (id) DO UPDATE SET region = $$atlantis$$' => 'nor by ON CONFLICT');
 $r->fails('usa', $_, '08\w{3}|22\w{3}|23\w{3}|42\w{3}', qr/atlantis/, $atlantis{$_}) foreach sort keys %atlantis;
+$r->psql('usa', q{SELECT residency.run_everywhere('CREATE TABLE app.loose (id int PRIMARY KEY, region text NOT NULL)'); SELECT residency.make_global('app.loose', 'region');
+	SELECT residency.run_everywhere('ALTER TABLE app.loose ALTER region DROP NOT NULL'); INSERT INTO app.loose VALUES (1, 'gbr')});
+$r->fails($_, 'UPDATE app.loose SET region = NULL', '23502', qr/names no region/, "$_: nor does it lose its region") foreach qw(usa gbr);
+is($r->all_equal('SELECT region FROM app.loose', 'it keeps it'), 'gbr', 'everywhere');
 $r->fails('usa', q{SELECT residency.apply('{app.item}', '{usa}', '', true, '{}', false)}, '42501', qr/opened by another region/, 'apply is for regions only');
 $r->psql('usa', q{CREATE ROLE plain});
 $r->fails('usa', q{SET ROLE plain; SELECT residency.apply_truncate('{app.item}')}, '42501', qr/permission denied/, 'and not even callable by others');

@@ -83,6 +83,14 @@ same('values are swapped in a block', @mail, result => '1b 2a',
 	sql => q{DO $$BEGIN UPDATE app.mail SET address = 'tmp' WHERE id = 2; UPDATE app.mail SET address = 'b' WHERE id = 1; UPDATE app.mail SET address = 'a' WHERE id = 2; END$$});
 same('a row that was written takes a value after the row that had it', @mail, result => '1b 2c',
 	sql => q{BEGIN; UPDATE app.mail SET note = 'x' WHERE id = 1; UPDATE app.mail SET address = CASE id WHEN 2 THEN 'c' ELSE 'b' END; COMMIT});
+# sent in the middle of the block, but not waited for
+$r->psql('usa', q{DELETE FROM app.mail; INSERT INTO app.mail VALUES (1, 'gbr', 'a'), (2, 'aus', 'b')});
+my $plain = q{UPDATE app.mail SET note = 'x'};
+$r->warm('usa', $plain);
+my $trips = $r->round_trips('usa', $plain);
+is($r->round_trips('usa', q{DO $$BEGIN UPDATE app.mail SET address = 'tmp' WHERE id = 2; UPDATE app.mail SET address = 'b' WHERE id = 1; UPDATE app.mail SET address = 'a' WHERE id = 2; END$$}), $trips,
+	'a block that passes values on takes as many round trips as one UPDATE');
+cmp_ok($trips, '>', 0, 'which takes some');
 my $many = 45000;
 same('values of many rows move up', tables => ['place'], rows => "INSERT INTO app.place SELECT n, 'gbr', n, repeat('x', 200) FROM generate_series(1, $many) n",
 	sql => 'UPDATE app.place SET n = n + 1', query => 'SELECT min(n), max(n), count(*) FROM app.place', result => "2|" . ($many + 1) . "|$many");
