@@ -8,8 +8,7 @@
  * last, so foreign keys cannot be checked at the end of each call as they are for a
  * whole batch.  The region remembers which rows it wrote, and runs the checks with the
  * last piece; of rows whose home is elsewhere, only those that nothing refers to them any
- * more.  Constraints that can be deferred to the commit are not concerned, they wait
- * anyway.
+ * more.  Constraints that are left to the commit are not concerned, they wait anyway.
  *
  * Remembered rows are undone with the subtransaction that wrote them.
  */
